@@ -1,0 +1,50 @@
+"""mmds: a memory-mapped dataset format for machine-learning training.
+
+Names are loaded on first use, so that `import mmds` costs nothing and nobody pays for what they do not use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmds.errors import (
+        ChangedError as ChangedError,
+    )
+    from mmds.fields import Array as Array
+    from mmds.fields import Audio as Audio
+    from mmds.fields import Bytes as Bytes
+    from mmds.fields import Image as Image
+    from mmds.fields import Json as Json
+    from mmds.fields import Label as Label
+    from mmds.fields import Scalar as Scalar
+    from mmds.fields import Text as Text
+    from mmds.fields import Video as Video
+    from mmds.reader import Reader as Reader
+    from mmds.reader import open as open
+    from mmds.schema import Field as Field
+    from mmds.schema import Schema as Schema
+    from mmds.writer import Writer as Writer
+
+_HOME = {
+    **dict.fromkeys(("Array", "Audio", "Bytes", "Image", "Json", "Label", "Scalar", "Text", "Video"), "fields"),
+    **dict.fromkeys(("Field", "Schema"), "schema"),
+    **dict.fromkeys(("Reader", "open"), "reader"),
+    "Writer": "writer",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'mmds' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mmds.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

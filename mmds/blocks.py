@@ -1,0 +1,71 @@
+"""The stream into a file: it knows its position and hashes every 1 MiB block on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+import xxhash
+
+from mmds.fields import Buffer
+from mmds.format import BLOCK, align_up
+from mmds.publish import Draft
+
+
+def block_hash(block: bytes | bytearray | memoryview) -> int:
+    """Return the XXH3-64 of one block, as the `blocks` section holds it."""
+    return xxhash.xxh3_64_intdigest(block)
+
+
+class BlockStream:
+    """Appends to a `Draft` in whole blocks. After an error it must not be used again: a part may have been written."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._buffer = bytearray(BLOCK)
+        self._filled = 0
+        self._hashes = bytearray()
+        self.position = 0
+
+    def write(self, data: Buffer) -> None:
+        """Append `data`; an ndarray must be C-contiguous."""
+        if isinstance(data, np.ndarray):
+            data = data.reshape(-1).view(np.uint8)
+            data = data.data
+        view = memoryview(data)
+        self.position += len(view)
+        end = self._filled + len(view)
+        if end < BLOCK:
+            self._buffer[self._filled : end] = view
+            self._filled = end
+            return
+        while view:
+            if not self._filled and len(view) >= BLOCK:  # whole blocks go straight from the caller's memory
+                self._emit(view[:BLOCK])
+                view = view[BLOCK:]
+                continue
+            part = view[: BLOCK - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            view = view[len(part) :]
+            if self._filled == BLOCK:
+                self._emit(memoryview(self._buffer))
+                self._filled = 0
+
+    def pad(self, alignment: int) -> None:
+        """Append zeros up to the next multiple of `alignment`."""
+        gap = align_up(self.position, alignment) - self.position
+        if gap:
+            self.write(bytes(gap))
+
+    def hashes(self) -> bytes:
+        """Return the hashes of all that was written so far, the last block as far as it goes, as <u8."""
+        partial = block_hash(memoryview(self._buffer)[: self._filled]).to_bytes(8, "little") if self._filled else b""
+        return bytes(self._hashes) + partial
+
+    def flush(self) -> None:
+        """Hand the unfinished block to the file. The last call on a stream."""
+        self._draft.write(memoryview(self._buffer)[: self._filled])
+        self._filled = 0
+
+    def _emit(self, block: memoryview) -> None:
+        self._hashes += block_hash(block).to_bytes(8, "little")
+        self._draft.write(block)

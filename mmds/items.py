@@ -1,0 +1,196 @@
+"""The values of one field in an open file: one of them by sample number, or many of them at once.
+
+`FixedItems` is an ndarray over the mapped file: a column of the index, or payload at a constant stride. `VariableItems`
+finds each value through the mapped array of ends. Neither holds anything per sample.
+
+Both offer `get(i)` for ``0 <= i < n`` (not checked again here) and `gather(indices)` for an integer ndarray.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmds.errors import FormatError, printable
+from mmds.fields import Array, Fixed, Kind, Variable
+from mmds.format import DATA_START, Section, align_up, constant_layout
+from mmds.gather import take_rows
+from mmds.parse import Footer
+
+NdArray = np.ndarray[Any, Any]
+
+
+class Items(Protocol):
+    """All values of one field."""
+
+    @property
+    def get(self) -> Callable[[int], Any]:
+        """The function from a sample's number to its value."""
+
+    def gather(self, indices: NdArray) -> Any:
+        """Return the values of samples `indices`: an ndarray with a first axis more, or a list."""
+
+
+def section_array(view: memoryview, section: Section) -> NdArray:
+    """Return a section's array as a read-only view of the mapped file."""
+    return np.frombuffer(view, section.dtype, math.prod(section.shape), section.data).reshape(section.shape)
+
+
+class FixedItems:
+    """Values of one dtype and shape: `array` has the samples as its first axis."""
+
+    def __init__(self, array: NdArray, kind: Fixed) -> None:
+        self.array = array
+        if not isinstance(kind, Array):
+            self.get: Callable[[int], Any] = array.item
+        elif array.ndim == 1:  # array[i] would be a numpy scalar, not an array of rank 0
+            self.get = lambda i: array[i, ...]
+        else:
+            self.get = array.__getitem__
+
+    def gather(self, indices: NdArray, out: NdArray | None = None) -> NdArray:
+        """Return rows `indices`, in `out` if given: one copy from the mapped file."""
+        return take_rows(self.array, indices, out)
+
+
+class VariableItems:
+    """Values whose lengths differ: in the payload, or in the `values` of a bytes or text column."""
+
+    def __init__(
+        self,
+        view: memoryview,
+        ends: NdArray,
+        decode: Callable[[memoryview, int], Any],
+        *,
+        describe: Callable[[int], str],
+        first: int = 0,
+        step: int = 1,
+        align: int = 1,
+    ) -> None:
+        self._view, self._ends, self._decode = view, ends, decode
+        self._describe = describe
+        self._first, self._step, self._align = first, step, align
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Return where the value of a sample begins and ends in the view; `FormatError` if that is outside."""
+        k = index * self._step + self._first
+        start, end = align_up(self._ends.item(k), self._align), self._ends.item(k + 1)
+        if not start <= end <= len(self._view):
+            raise FormatError(f"{self._describe(index)}: bytes {start} to {end} of {len(self._view)}; run mmds verify")
+        return start, end
+
+    def get(self, index: int) -> Any:
+        """Return the value of sample `index`."""
+        start, end = self.span(index)
+        try:
+            return self._decode(self._view[start:end], index)
+        except (ValueError, struct.error) as error:
+            raise FormatError(f"{self._describe(index)}: {printable(error)}; run mmds verify") from None
+
+    def gather(self, indices: NdArray) -> list[Any]:
+        """Return the values of samples `indices` as a list."""
+        return [self.get(index) for index in indices.tolist()]
+
+
+class NullableItems:
+    """Values of which some are null."""
+
+    def __init__(self, items: Items, valid: NdArray) -> None:
+        self.items, self.valid = items, valid
+
+    def get(self, index: int) -> Any:
+        """Return the value of sample `index`, or None."""
+        return self.items.get(index) if self.valid.item(index) else None
+
+    def gather(self, indices: NdArray) -> list[Any]:
+        """Return the values of samples `indices` as a list with None for nulls."""
+        return [self.get(index) for index in indices.tolist()]
+
+
+def open_items(view: memoryview, footer: Footer, position: int, path: str) -> Items:
+    """Return the values of field `position` of the mapped file `view`."""
+    field = footer.schema.fields[position]
+    kind = field.kind
+    describe = _Describe(path, field.name)
+    items: Items
+    if isinstance(kind, Fixed) and kind.is_column:
+        items = FixedItems(section_array(view, footer.section("column", position)), kind)
+    elif not field.is_payload:
+        values = footer.section("values", position)
+        ends = section_array(view, footer.section("value_ends", position))
+        column = view[values.data : values.end]
+        items = VariableItems(column, ends, _decoder(kind), describe=describe)
+    elif (constant := constant_layout(footer.schema)) is not None:
+        assert isinstance(kind, Array)
+        offset = constant[1][footer.schema.payload.index(position)]
+        items = FixedItems(_strided(view, footer, kind, offset, constant[0]), kind)
+    else:
+        decode = _array_decoder(view, footer, position) if isinstance(kind, Array) else _decoder(kind)
+        items = VariableItems(
+            view[: footer.data_end],
+            section_array(view, footer.section("ends")),
+            decode,
+            describe=describe,
+            first=footer.schema.payload.index(position),
+            step=len(footer.schema.payload),
+            align=field.align,
+        )
+    if kind.nullable:
+        return NullableItems(items, section_array(view, footer.section("valid", position)))
+    return items
+
+
+def _decoder(kind: Kind) -> Callable[[memoryview, int], Any]:
+    assert isinstance(kind, Variable)
+    decode = kind.decode
+    return lambda data, _: decode(data)
+
+
+class _Describe:
+    def __init__(self, path: str, field: str) -> None:
+        self._path, self._field = path, field
+
+    def __call__(self, index: int) -> str:
+        return f"{printable(self._path)}: sample {index}, field {printable(self._field)!r}"
+
+
+def _strided(view: memoryview, footer: Footer, kind: Array, offset: int, stride: int) -> NdArray:
+    shape = tuple(size for size in kind.shape if size is not None)
+    strides = np.empty((0, *shape), kind.stored).strides[1:] if 0 in shape else None
+    if strides is None:
+        inner = [kind.stored.itemsize]
+        for size in reversed(shape[1:]):
+            inner.insert(0, inner[0] * size)
+        strides = tuple(inner[: len(shape)])
+    return np.ndarray((footer.n, *shape), kind.stored, view, DATA_START + offset, (stride, *strides))
+
+
+def _array_decoder(view: memoryview, footer: Footer, position: int) -> Callable[[memoryview, int], NdArray]:
+    """Return the function that turns an item's bytes into an array, after checking them against the shape."""
+    kind = footer.schema.fields[position].kind
+    assert isinstance(kind, Array)
+    dtype, size = kind.stored, kind.stored.itemsize
+    if kind.unknown > 1:
+        shapes = section_array(view, footer.section("shape", position))
+
+        def decode(data: memoryview, index: int) -> NdArray:
+            sizes = iter(shapes[index].tolist())
+            shape = tuple(next(sizes) if known is None else known for known in kind.shape)
+            if math.prod(shape) * size != len(data):
+                raise ValueError(f"{len(data)} bytes for an array of {kind.dtype} {shape}")
+            return np.frombuffer(data, dtype).reshape(shape)
+
+    else:
+        shape = tuple(-1 if known is None else known for known in kind.shape)
+        row = math.prod(known for known in kind.shape if known is not None) * size
+
+        def decode(data: memoryview, index: int) -> NdArray:
+            if len(data) != row if kind.unknown == 0 else len(data) % row:
+                raise ValueError(f"{len(data)} bytes for an array of {kind.dtype} {kind.shape}")
+            return np.frombuffer(data, dtype).reshape(shape)
+
+    return decode

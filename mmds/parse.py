@@ -1,0 +1,184 @@
+"""Parsing and checking what `format.py` specifies, in O(1) however many samples a file has.
+
+Every bound is checked before it is used, and every rule that is found broken is one `FormatError` of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmds import canonical
+from mmds.errors import FormatError, VersionError, printable
+from mmds.format import (
+    BLOCK,
+    DATA_START,
+    HEADER,
+    HEADER_MAGIC,
+    KNOWN_INCOMPATIBLE,
+    MAJOR,
+    MIN_FILE,
+    SECTION_ALIGN,
+    TRAILER,
+    TRAILER_CRC,
+    TRAILER_MAGIC,
+    Section,
+    align_up,
+    constant_layout,
+    layout,
+    schema_id,
+)
+from mmds.schema import Schema
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a file says of itself, checked."""
+
+    schema: Schema
+    n: int
+    data_end: int
+    sections: tuple[Section, ...]
+    root: str
+    metadata: Mapping[str, Any]
+    content_id: str
+    file_length: int
+
+    def section(self, role: str, field: int | None = None) -> Section:
+        """Return the section with this role and field."""
+        return next(section for section in self.sections if (section.role, section.field) == (role, field))
+
+
+def parse(view: memoryview) -> Footer:
+    """Check header, footer, trailer and section headers of a whole file and return what it says of itself.
+
+    Reads O(1) bytes however many samples there are, and allocates nothing that the file declares before it has checked
+    it against the file's length. Raises `FormatError` or `VersionError`.
+    """
+    if len(view) < MIN_FILE:
+        if len(view) >= 8 and view[:8] != HEADER_MAGIC:
+            raise FormatError(f"not an mmds file: it begins with {bytes(view[:8]).hex(' ')}")
+        raise FormatError(f"{len(view)} bytes are too few for an mmds file (at least {MIN_FILE}); is it unfinished?")
+    trailer = _parse_trailer(view)
+    header = _parse_header(view)
+    start, length = int(trailer["footer_offset"]), int(trailer["footer_length"])
+    if length > canonical.MAX_BYTES or start < DATA_START or start + length + TRAILER.itemsize != len(view):
+        raise FormatError(f"trailer: a footer of {length} bytes at {start} does not fit a file of {len(view)} bytes")
+    text = bytes(view[start : start + length])
+    digest = hashlib.sha256(text).digest()[:16]
+    if digest != trailer["content_id"].tobytes():
+        raise FormatError("footer: its sha256 differs from the content id in the trailer; the file is damaged")
+    footer = _parse_footer(text, digest.hex(), len(view))
+    if footer.n != int(trailer["n"]):
+        raise FormatError(f"footer: {footer.n} samples, but the trailer says {int(trailer['n'])}")
+    if schema_id(footer.schema) != header["schema_id"].tobytes():
+        raise FormatError("footer: its fields do not match the schema id in the header")
+    if align_up(footer.sections[-1].end, SECTION_ALIGN) != start:
+        raise FormatError(f"footer: begins at {start}, expected {align_up(footer.sections[-1].end, SECTION_ALIGN)}")
+    _check_sections(view, footer, start)
+    return footer
+
+
+def _parse_trailer(view: memoryview) -> Any:
+    raw = view[len(view) - TRAILER.itemsize :]
+    trailer = np.frombuffer(raw, TRAILER)[0]
+    if trailer["magic"].tobytes() != TRAILER_MAGIC:
+        if view[:8] != HEADER_MAGIC:
+            raise FormatError(f"not an mmds file: it begins with {bytes(view[:8]).hex(' ')}")
+        raise FormatError("no trailer at the end: the file is unfinished or was cut short")
+    if int(trailer["crc"]) != zlib.crc32(raw[:TRAILER_CRC]):
+        raise FormatError("trailer: wrong CRC-32; the file is damaged")
+    if int(trailer["major"]) != MAJOR:
+        raise VersionError(f"format version {int(trailer['major'])}; this mmds reads version {MAJOR}. Upgrade mmds")
+    if int(trailer["file_length"]) != len(view):
+        raise FormatError(f"trailer: a file of {int(trailer['file_length'])} bytes, but this one has {len(view)}")
+    return trailer
+
+
+def _parse_header(view: memoryview) -> Any:
+    header = np.frombuffer(view[: HEADER.itemsize], HEADER)[0]
+    if header["magic"].tobytes() != HEADER_MAGIC:
+        raise FormatError(f"header: wrong magic {header['magic'].tobytes().hex(' ')}")
+    if int(header["crc"]) != zlib.crc32(view[:60]):
+        raise FormatError("header: wrong CRC-32; the file is damaged")
+    if int(header["major"]) != MAJOR:
+        raise VersionError(f"format version {int(header['major'])}; this mmds reads version {MAJOR}. Upgrade mmds")
+    unknown = int(header["incompatible"]) & ~KNOWN_INCOMPATIBLE
+    if unknown:
+        raise VersionError(f"the file needs features that this mmds does not have (bits {unknown:#x}). Upgrade mmds")
+    if int(header["data_start"]) != DATA_START:
+        raise FormatError(f"header: data start {int(header['data_start'])}, expected {DATA_START}")
+    if header["reserved"].tobytes() != bytes(20) or view[HEADER.itemsize : DATA_START] != bytes(4032):
+        raise FormatError("header: reserved bytes are not zero")
+    return header
+
+
+def _parse_footer(text: bytes, content_id: str, file_length: int) -> Footer:
+    try:
+        footer = canonical.load(text)
+        if set(footer) != {"fields", "n", "data", "sections", "blocks", "metadata"}:
+            raise FormatError(f"keys {printable(sorted(footer))}")
+        n, data, blocks, metadata = footer["n"], footer["data"], footer["blocks"], footer["metadata"]
+        if type(n) is not int or n < 0 or not isinstance(metadata, dict):
+            raise FormatError("n must be a whole number and metadata an object")
+        if (
+            canonical.dump(data) != canonical.dump([DATA_START, int(data[1])])
+            or not DATA_START <= data[1] < file_length
+        ):
+            raise FormatError(f"data is {printable(data)}, expected [{DATA_START}, an offset in the file]")
+        schema = Schema.from_json(footer["fields"])
+        totals = {s["field"]: s["shape"][0] for s in footer["sections"] if s["role"] == "values"}
+        if any(type(total) is not int or not 0 <= total < file_length for total in totals.values()):
+            raise FormatError("a values section is larger than the file")
+        sections = layout(schema, n, data[1], totals)
+        listed = canonical.dump(footer["sections"])
+        if sections[-1].end > file_length or listed != canonical.dump([section.to_json() for section in sections]):
+            raise FormatError(f"sections differ from the layout of {n} samples of these fields")
+        if canonical.dump(blocks) != canonical.dump(
+            {"size": BLOCK, "covers": sections[-1].offset, "root": _hex(blocks["root"])}
+        ):
+            raise FormatError(f"blocks are {printable(blocks)}")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise FormatError(f"footer: {error or type(error).__name__}") from None
+    return Footer(schema, n, data[1], sections, blocks["root"], metadata, content_id, file_length)
+
+
+def _hex(root: Any) -> str:
+    if len(root) != 64 or bytes.fromhex(root).hex() != root:
+        raise FormatError("root is not a sha256 in hex")
+    return str(root)
+
+
+def _check_sections(view: memoryview, footer: Footer, footer_start: int) -> None:
+    """Check each .npy header, the padding before it, and the first and last entry of every array of ends."""
+    end = footer.data_end
+    for section in footer.sections:
+        where = (
+            section.role if section.field is None else f"{section.role} of {footer.schema.fields[section.field].name}"
+        )
+        if any(view[end : section.offset]):
+            raise FormatError(f"{printable(where)}: the padding before this section is not zero")
+        if view[section.offset : section.data] != section.npy_header():
+            raise FormatError(
+                f"{printable(where)}: the .npy header differs from the one for {section.dtype} {section.shape}"
+            )
+        if section.role in ("ends", "value_ends"):
+            first, last = DATA_START, footer.data_end
+            if section.role == "value_ends":
+                first, last = 0, footer.section("values", section.field).shape[0]
+            found = [int.from_bytes(view[at : at + 8], "little") for at in (section.data, section.end - 8)]
+            if found != [first, last]:
+                raise FormatError(f"{printable(where)}: runs from {found[0]} to {found[1]}, expected {first} to {last}")
+        end = section.end
+    if any(view[end:footer_start]):
+        raise FormatError("the padding before the footer is not zero")
+    constant = constant_layout(footer.schema)
+    if constant and footer.data_end != (
+        DATA_START + (footer.n - 1) * constant[0] + constant[2] if footer.n else DATA_START
+    ):
+        raise FormatError(f"the data ends at {footer.data_end}, which is not where {footer.n} samples of this size end")

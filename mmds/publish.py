@@ -1,0 +1,145 @@
+"""Publishing a file whole: written under a temporary name, synced, then linked or renamed into place.
+
+Readers see the old file or the new one, never a part of either, whatever happens to the writer:
+
+* The temporary file ``.NAME.XXXXXXXX.tmp`` lies beside the destination and is locked (flock) as long as its writer lives.
+  The kernel drops the lock with the process, so the next writer to the same destination recognises leftovers and
+  removes them.
+* A new name is given by `link`, which fails if somebody else was faster; only ``overwrite=True`` replaces, by `rename`.
+* After a failed `fsync` nothing is retried: the kernel has dropped the pages, and a second call would answer that all is
+  well (https://lwn.net/Articles/752063/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmds.errors import ExistsError, StorageError, printable
+
+
+class Draft:
+    """A file that is being written and has no name for readers yet.
+
+    Raises `ExistsError` at once if `path` exists and `overwrite` is false, and again from `publish` if it has come to
+    exist meanwhile. All other failures of the operating system are `StorageError` with the `errno` kept.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.overwrite = overwrite
+        self._fd = -1
+        with _storage_errors(self.path):
+            if os.path.lexists(self.path):
+                if not overwrite:
+                    raise _exists(self.path)
+                if not stat.S_ISREG(os.stat(self.path).st_mode):
+                    raise StorageError(errno.EINVAL, f"{self._shown} exists and is not a file; it is left as it is")
+            _reclaim(self.path)
+            self._create()
+
+    @property
+    def _shown(self) -> str:
+        return printable(self.path)
+
+    def _create(self) -> None:
+        while True:
+            self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.exists(self._temporary):
+                    return
+            except BlockingIOError:  # another writer is reclaiming it: it was not locked yet
+                pass
+            except BaseException:
+                self.discard()
+                raise
+            self.discard()
+
+    def write(self, data: memoryview) -> None:
+        """Write all of `data`."""
+        with _storage_errors(self.path):
+            while data:
+                data = data[os.write(self._fd, data) :]
+
+    def publish(self) -> None:
+        """Make the file durable, give it its name, make the name durable."""
+        with _storage_errors(self.path):
+            os.fsync(self._fd)
+            if self.overwrite:
+                os.replace(self._temporary, self.path)
+            else:
+                self._link()
+            self._sync_folder()
+        self.discard()
+
+    def _link(self) -> None:
+        try:
+            os.link(self._temporary, self.path)
+        except FileExistsError:
+            raise _exists(self.path) from None
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            raise StorageError(
+                error.errno,
+                f"{self._shown}: this file system has no hard links; pass overwrite=True to publish by rename",
+            ) from None
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def discard(self) -> None:
+        """Remove the temporary name and close the file. What was published stays. Calling it again does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(FileNotFoundError):  # renamed into place
+                os.unlink(self._temporary)
+            os.close(fd)
+
+
+def _reclaim(path: Path) -> None:
+    """Remove the temporary files of writers to `path` that are no longer alive."""
+    prefix = f".{path.name}."
+    with os.scandir(path.parent) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".tmp")]
+    for name in names:
+        if len(name) != len(prefix) + len("XXXXXXXX.tmp"):
+            continue
+        leftover = path.parent / name
+        try:
+            fd = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # gone meanwhile, not ours to read, or no plain file: then it is not ours to remove either
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(leftover)
+        except (BlockingIOError, FileNotFoundError):  # its writer lives, or was just done with it
+            pass
+        finally:
+            os.close(fd)
+
+
+def _exists(path: Path) -> ExistsError:
+    return ExistsError(errno.EEXIST, f"{printable(path)} exists already; pass overwrite=True to replace it")
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(error.errno, f"cannot write {printable(path)}: {error.strerror}") from error

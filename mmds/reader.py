@@ -1,0 +1,200 @@
+"""Reading one ``.mmds`` file through the page cache: nothing is copied before it is asked for."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+
+from mmds.errors import FormatError, SchemaError, printable
+from mmds.items import FixedItems, Items, NullableItems, open_items
+from mmds.parse import Footer, parse
+
+NdArray = np.ndarray[Any, Any]
+
+
+class MappedFile:
+    """One open file: its map, what its footer says, and its fields' values. Immutable, shared by readers of slices.
+
+    The map lives as long as anything refers to it, arrays handed out included; there is nothing to close.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.view = memoryview(_map(self.path)).toreadonly()  # arrays over it cannot be made writable again
+        try:
+            self.footer = parse(self.view)
+        except FormatError as error:
+            raise type(error)(f"{printable(self.path)}: {error}") from None
+        self.items: list[Items] = [
+            open_items(self.view, self.footer, position, self.path) for position in range(len(self.footer.schema))
+        ]
+
+
+def _map(path: str) -> mmap.mmap:
+    # O_NONBLOCK: a FIFO would wait for a writer for ever. It does nothing to a regular file.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{printable(path)}: not a regular file, so not an mmds file")
+        if not status.st_size:
+            raise FormatError(f"{printable(path)}: an empty file, so not an mmds file")
+        return mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(fd)
+
+
+class Strings(Sequence[Any]):
+    """The values of a bytes or text column, decoded one at a time from the mapped index."""
+
+    def __init__(self, items: Items, rows: range) -> None:
+        self._items, self._rows = items, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Strings(self._items, self._rows[index])
+        return self._items.get(self._rows[index])
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} strings>"
+
+
+class Reader(Sequence[Any]):
+    """A dataset as a sequence of samples: ``reader[i]``, ``reader[2:9]`` (a reader again), ``reader[[5, 1]]`` (a batch).
+
+    Arrays in samples are read-only views of the page cache; bytes and text are copies; images, audio and video are
+    their encoded bytes; arrays of bfloat16 and 8-bit floats are their bits. In a batch, scalars and arrays of fixed
+    shape are stacked to one array with a first axis more, everything else is a list.
+
+    A reader may be used by many threads. It follows a fork, but cannot be pickled; `MemoryMappedDataset` can.
+    """
+
+    def __init__(self, file: MappedFile, rows: range, fields: Any = None) -> None:
+        self._file = file
+        self._rows = rows
+        schema = file.footer.schema
+        self.fields, positions = (schema, list(range(len(schema)))) if fields is None else schema.select(fields)
+        self._items = [file.items[position] for position in positions]
+        self._get: Callable[[int], Any] = self.fields.assembler([items.get for items in self._items])
+        self._gather: Callable[[NdArray], Any] = self.fields.assembler([items.gather for items in self._items])
+
+    @property
+    def path(self) -> Path:
+        """The file that is read."""
+        return Path(self._file.path)
+
+    @property
+    def footer(self) -> Footer:
+        """What the file says of itself: sizes, sections, hashes."""
+        return self._file.footer
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the writer was given as `metadata`."""
+        return self._file.footer.metadata
+
+    @property
+    def content_id(self) -> str:
+        """32 hex digits that name the content of the whole file; equal content has an equal id."""
+        return self._file.footer.content_id
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    @overload
+    def __getitem__(self, index: Sequence[int] | NdArray) -> Any: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            view = object.__new__(type(self))
+            view.__dict__.update(self.__dict__)
+            view._rows = self._rows[index]
+            return view
+        if isinstance(index, (list, tuple, range, np.ndarray)) and getattr(index, "shape", None) != ():
+            return self._gather(self._resolve(index))
+        try:
+            row = self._rows[index]
+        except IndexError:
+            raise self._out_of_range(index) from None
+        return self._get(row)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._get, self._rows)
+
+    def __repr__(self) -> str:
+        return f"<Reader {printable(self.path)}: {len(self)} samples of {printable(', '.join(self.fields.names))}>"
+
+    def column(self, name: str) -> Any:
+        """Return all values of one field without a copy: an ndarray with samples as its first axis, or `Strings`.
+
+        Works for scalars, labels, bytes and text columns, and arrays of fixed shape where all payload fields are such.
+        Nulls are zeros or empty there; `valid` tells them apart.
+        """
+        items = self._items[self.fields.index(name)]
+        if isinstance(items, NullableItems):
+            items = items.items
+        if isinstance(items, FixedItems):
+            return _rows(items.array, self._rows)
+        if self.fields[self.fields.index(name)].is_payload:
+            raise SchemaError(
+                f"{printable(self.path)}: {printable(name)!r} is no column; its values differ in size. Use reader[i]"
+            )
+        return Strings(items, self._rows)
+
+    def valid(self, name: str) -> NdArray:
+        """Return for each sample whether the field has a value (bool, shape (n,)); all True where it cannot be null."""
+        items = self._items[self.fields.index(name)]
+        if isinstance(items, NullableItems):
+            return np.asarray(_rows(items.valid, self._rows), bool)
+        return np.ones(len(self), bool)
+
+    def _resolve(self, index: Any) -> NdArray:
+        """Return the rows of the file that an index array or list means, checked."""
+        indices = np.asarray(index)
+        if indices.dtype == bool and indices.shape == (len(self),):
+            indices = np.flatnonzero(indices)
+        if indices.ndim != 1 or (indices.dtype.kind not in "iu" and indices.size):
+            raise TypeError(f"an index array must be one-dimensional integers, or bools of shape ({len(self)},)")
+        indices = indices.astype(np.int64, copy=False)
+        n = len(self)
+        if indices.size:
+            low, high = int(indices.min()), int(indices.max())
+            if low < -n or high >= n:
+                raise self._out_of_range(low if low < -n else high)
+            if low < 0:
+                indices = np.where(indices < 0, indices + n, indices)
+        if self._rows.start or self._rows.step != 1:
+            indices = indices * self._rows.step + self._rows.start
+        return indices
+
+    def _out_of_range(self, index: int) -> IndexError:
+        return IndexError(f"{printable(self.path)}: index {index} is out of range for {len(self)} samples")
+
+
+def _rows(array: NdArray, rows: range) -> NdArray:
+    if not rows:
+        return array[:0]
+    return array[rows.start : None if rows.stop < 0 else rows.stop : rows.step]
+
+
+def open(path: str | os.PathLike[str], *, fields: Any = None) -> Reader:
+    """Open an ``.mmds`` file for reading; costs the same for ten samples as for a billion.
+
+    `fields` selects: a list of names, or a structure of names that samples shall have (a tuple gives tuples). Raises
+    `FormatError` if the file is not a whole mmds file, `VersionError` if it needs a newer mmds, `FileNotFoundError`.
+    """
+    file = MappedFile(path)
+    return Reader(file, range(file.footer.n), fields)
