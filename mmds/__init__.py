@@ -9,9 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmds.errors import (
-        ChangedError as ChangedError,
-    )
+    from mmds.dataset import MemoryMappedDataset as MemoryMappedDataset
     from mmds.fields import Array as Array
     from mmds.fields import Audio as Audio
     from mmds.fields import Bytes as Bytes
@@ -21,6 +19,9 @@ if TYPE_CHECKING:
     from mmds.fields import Scalar as Scalar
     from mmds.fields import Text as Text
     from mmds.fields import Video as Video
+    from mmds.integrity import Damage as Damage
+    from mmds.integrity import Verification as Verification
+    from mmds.integrity import verify as verify
     from mmds.reader import Reader as Reader
     from mmds.reader import open as open
     from mmds.schema import Field as Field
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("Array", "Audio", "Bytes", "Image", "Json", "Label", "Scalar", "Text", "Video"), "fields"),
     **dict.fromkeys(("Field", "Schema"), "schema"),
+    **dict.fromkeys(("Damage", "Verification", "verify"), "integrity"),
     **dict.fromkeys(("Reader", "open"), "reader"),
+    "MemoryMappedDataset": "dataset",
     "Writer": "writer",
 }
 

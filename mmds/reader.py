@@ -83,9 +83,9 @@ class Reader(Sequence[Any]):
         self._rows = rows
         schema = file.footer.schema
         self.fields, positions = (schema, list(range(len(schema)))) if fields is None else schema.select(fields)
-        self._items = [file.items[position] for position in positions]
-        self._get: Callable[[int], Any] = self.fields.assembler([items.get for items in self._items])
-        self._gather: Callable[[NdArray], Any] = self.fields.assembler([items.gather for items in self._items])
+        self.items = [file.items[position] for position in positions]
+        self._get: Callable[[int], Any] = self.fields.assembler([items.get for items in self.items])
+        self._gather: Callable[[NdArray], Any] = self.fields.assembler([items.gather for items in self.items])
 
     @property
     def path(self) -> Path:
@@ -124,7 +124,7 @@ class Reader(Sequence[Any]):
             view._rows = self._rows[index]
             return view
         if isinstance(index, (list, tuple, range, np.ndarray)) and getattr(index, "shape", None) != ():
-            return self._gather(self._resolve(index))
+            return self._gather(self.resolve(index, self._rows))
         try:
             row = self._rows[index]
         except IndexError:
@@ -143,7 +143,7 @@ class Reader(Sequence[Any]):
         Works for scalars, labels, bytes and text columns, and arrays of fixed shape where all payload fields are such.
         Nulls are zeros or empty there; `valid` tells them apart.
         """
-        items = self._items[self.fields.index(name)]
+        items = self.items[self.fields.index(name)]
         if isinstance(items, NullableItems):
             items = items.items
         if isinstance(items, FixedItems):
@@ -156,28 +156,30 @@ class Reader(Sequence[Any]):
 
     def valid(self, name: str) -> NdArray:
         """Return for each sample whether the field has a value (bool, shape (n,)); all True where it cannot be null."""
-        items = self._items[self.fields.index(name)]
+        items = self.items[self.fields.index(name)]
         if isinstance(items, NullableItems):
             return np.asarray(_rows(items.valid, self._rows), bool)
         return np.ones(len(self), bool)
 
-    def _resolve(self, index: Any) -> NdArray:
-        """Return the rows of the file that an index array or list means, checked."""
+    def resolve(self, index: Any, rows: range) -> NdArray:
+        """Return the rows of the file that an index array or list into `rows` means, as int64, all in range.
+
+        Negative indices count from the end; a bool array of shape (len(rows),) selects. Raises IndexError, TypeError.
+        """
         indices = np.asarray(index)
-        if indices.dtype == bool and indices.shape == (len(self),):
+        if indices.dtype == bool and indices.shape == (len(rows),):
             indices = np.flatnonzero(indices)
         if indices.ndim != 1 or (indices.dtype.kind not in "iu" and indices.size):
-            raise TypeError(f"an index array must be one-dimensional integers, or bools of shape ({len(self)},)")
+            raise TypeError(f"an index array must be one-dimensional integers, or bools of shape ({len(rows)},)")
         indices = indices.astype(np.int64, copy=False)
-        n = len(self)
         if indices.size:
             low, high = int(indices.min()), int(indices.max())
-            if low < -n or high >= n:
-                raise self._out_of_range(low if low < -n else high)
+            if low < -len(rows) or high >= len(rows):
+                raise self._out_of_range(low if low < -len(rows) else high)
             if low < 0:
-                indices = np.where(indices < 0, indices + n, indices)
-        if self._rows.start or self._rows.step != 1:
-            indices = indices * self._rows.step + self._rows.start
+                indices = np.where(indices < 0, indices + len(rows), indices)
+        if rows.start or rows.step != 1:
+            indices = indices * rows.step + rows.start
         return indices
 
     def _out_of_range(self, index: int) -> IndexError:

@@ -1,0 +1,210 @@
+"""`MemoryMappedDataset`: a map-style torch Dataset that all DataLoader workers read from the same pages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmds.errors import ChangedError, SchemaError, missing, printable
+
+try:
+    from torch.utils.data import Dataset, default_collate
+except ImportError:
+    raise missing("torch", "torch", "MemoryMappedDataset") from None
+
+from mmds.collate import Batch, TensorBatch
+from mmds.fields import Array, Label
+from mmds.leaves import FORMATS, Leaf
+from mmds.reader import Reader
+from mmds.reader import open as open_reader
+from mmds.schema import Schema
+
+NdArray = np.ndarray[Any, Any]
+
+
+class _Handle:
+    """What one process holds of an open dataset."""
+
+    def __init__(self, dataset: MemoryMappedDataset) -> None:
+        self.pid = os.getpid()
+        self.reader: Reader = open_reader(dataset.path, fields=dataset._fields)
+        self.rows = range(len(self.reader)) if dataset._rows is None else dataset._rows
+        writable = dataset.transform is not None or dataset.target_transform is not None
+        self.leaves = [
+            Leaf(self.reader, position, dataset.format, dataset.decode, writable)
+            for position in range(len(self.reader.fields))
+        ]
+        self.get = self.reader.fields.assembler([leaf.get for leaf in self.leaves])
+
+
+class MemoryMappedDataset(Dataset[Any]):
+    """An ``.mmds`` file as a torch Dataset. It holds a path; each process maps the file when it first reads.
+
+    Args:
+        path: the file.
+        fields: which fields, and in which structure: a list of names keeps the structure that was written, a tuple of
+            names gives tuples such as ``("image", "label")``, a name alone gives single values.
+        transform, target_transform: functions of a sample. As in torchvision, a sample that is a pair is taken for
+            (input, target), and `transform` gets the input; any other sample goes to `transform` whole.
+            `target_transform` gets the target of a pair. They may change what they get.
+        decode: whether images, audio and video are decoded. Without, they are their encoded bytes.
+        format: what arrays and pictures are.
+            "torch": tensors, images uint8 (channels, height, width);
+            "numpy": arrays, read-only views of the page cache unless there is a transform, images uint8
+            (height, width, channels), bfloat16 and 8-bit floats as their bits;
+            "pil": like "torch", but images are PIL images;
+            "raw": like "numpy" with ``decode=False``.
+
+    Scalars and labels are Python numbers. Default collation makes of a batch what it would make of its samples, but with
+    one gather per field of fixed shape. Raises `ChangedError` when a process reopens a file that was replaced.
+
+    The file must not be truncated while it is in use: the kernel answers that with SIGBUS. Replacing it by rename, as
+    mmds does, is safe.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fields: Any = None,
+        transform: Callable[[Any], Any] | None = None,
+        target_transform: Callable[[Any], Any] | None = None,
+        decode: bool = True,
+        format: str = "torch",
+    ) -> None:
+        if format not in FORMATS:
+            raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
+        self.path = Path(path).absolute()
+        if not self.path.exists():
+            raise FileNotFoundError(f"no dataset at {printable(self.path)}")
+        self.transform = transform
+        self.target_transform = target_transform
+        self.decode = decode
+        self.format = format
+        self._fields = fields
+        self._rows: range | None = None  # of a slice
+        self._content_id: str | None = None
+        self._handle: _Handle | None = None
+
+    # Reading
+
+    def __len__(self) -> int:
+        return len(self._open().rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a sample, a dataset of a slice, or a collated batch for a list or array of indices."""
+        handle = self._handle
+        if handle is None or handle.pid != os.getpid():
+            handle = self._open()
+        if type(index) is not int and not hasattr(index, "__index__"):
+            return self._getmany(index)
+        try:
+            row = handle.rows[index]
+        except IndexError:
+            raise self._out_of_range(index) from None
+        sample = handle.get(row)
+        if self.transform is None and self.target_transform is None:
+            return sample
+        return self._transformed(sample)
+
+    def __getitems__(self, indices: Sequence[int] | NdArray) -> Sequence[Any]:
+        """Return the samples of a batch, as a sequence that `default_collate` turns into a batch in one gather."""
+        handle = self._open()
+        rows = handle.reader.resolve(indices, handle.rows)
+        if self.transform is not None or self.target_transform is not None:
+            return [self._transformed(handle.get(row)) for row in rows.tolist()]
+        tree = handle.reader.fields.tree
+        if not isinstance(tree, int):
+            return Batch(handle.leaves, handle.reader.fields, rows)
+        if handle.leaves[0].gathers and isinstance(handle.leaves[0].kind, Array) and self.format in ("torch", "pil"):
+            return TensorBatch(handle.leaves[0].collate(rows))
+        return [handle.get(row) for row in rows.tolist()]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(len(self)))
+
+    # What is in it
+
+    @property
+    def reader(self) -> Reader:
+        """This process's `Reader` of the file: columns, metadata, batches as numpy arrays. Not cut by slicing."""
+        return self._open().reader
+
+    @property
+    def fields(self) -> Schema:
+        """The fields of a sample."""
+        return self._open().reader.fields
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names of the first label field."""
+        return list(self._label()[1].names)
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """The class index of each class name."""
+        return {name: index for index, name in enumerate(self._label()[1].names)}
+
+    @property
+    def targets(self) -> NdArray:
+        """The class index of every sample: int64 of shape (len(self),), a read-only view of the page cache."""
+        column: NdArray = self.reader.column(self._label()[0])
+        rows = self._open().rows
+        return column if rows == range(len(column)) else column[rows]
+
+    def __repr__(self) -> str:
+        return f"MemoryMappedDataset({printable(self.path)!r}, format={self.format!r}, fields={self._fields!r})"
+
+    # Inside
+
+    def _open(self) -> _Handle:
+        handle = self._handle
+        if handle is None or handle.pid != os.getpid():
+            handle = _Handle(self)
+            found = handle.reader.content_id
+            if self._content_id not in (None, found):
+                raise ChangedError(
+                    f"{printable(self.path)} was replaced since this dataset was opened: content id {found}, "
+                    f"expected {self._content_id}. Make a new MemoryMappedDataset to read the new file"
+                )
+            self._content_id, self._handle = found, handle
+        return handle
+
+    def _getmany(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            part = self.__class__.__new__(self.__class__)
+            part.__dict__.update(self.__dict__)
+            part._rows, part._handle = self._open().rows[index], None
+            return part
+        return default_collate(self.__getitems__(index))  # type: ignore[arg-type]
+
+    def _transformed(self, sample: Any) -> Any:
+        pair = isinstance(sample, tuple) and len(sample) == 2
+        if not pair:
+            if self.target_transform is not None:
+                raise SchemaError('target_transform needs pairs; select them, e.g. fields=("image", "label")')
+            return sample if self.transform is None else self.transform(sample)
+        source, target = sample
+        return (
+            source if self.transform is None else self.transform(source),
+            target if self.target_transform is None else self.target_transform(target),
+        )
+
+    def _label(self) -> tuple[str, Label]:
+        for field in self.fields:
+            if isinstance(field.kind, Label):
+                return field.name, field.kind
+        raise AttributeError(
+            f"{printable(self.path)} has no label field; its fields are {printable(', '.join(self.fields.names))}"
+        )
+
+    def _out_of_range(self, index: Any) -> IndexError:
+        return IndexError(f"{printable(self.path)}: index {index} is out of range for {len(self)} samples")
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._open()  # so that whoever unpickles it can tell whether the file is still the same
+        return {**self.__dict__, "_handle": None}

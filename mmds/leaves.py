@@ -1,0 +1,130 @@
+"""What a training process sees of each field: one value for a sample, one collated value for a batch.
+
+A `Leaf` knows how to turn its field's stored values into what `format=` asks for (`get`), and how to turn a batch of
+them into what `torch.utils.data.default_collate` would make of the single values (`collate`). Where values have a fixed
+shape, `collate` is one gather into the batch tensor, and no object per sample exists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate, get_worker_info
+
+from mmds import decode
+from mmds.dtypes import LOGICAL
+from mmds.errors import FormatError, printable
+from mmds.fields import Array, Image, Kind
+from mmds.items import FixedItems, Items
+from mmds.reader import Reader
+
+NdArray = np.ndarray[Any, Any]
+
+FORMATS = ("torch", "numpy", "pil", "raw")
+
+
+class Leaf:
+    """One field of a dataset: `get(row)` gives a sample's value, `collate(rows)` a batch's."""
+
+    def __init__(self, reader: Reader, position: int, format: str, decoded: bool, writable: bool) -> None:
+        field = reader.fields[position]
+        self.kind: Kind = field.kind
+        self._name = field.name
+        self._path = reader.path
+        self.items: Items = reader.items[position]
+        logical = format in ("torch", "pil") and getattr(self.kind, "dtype", None) in LOGICAL
+        self._view_as: torch.dtype | None = getattr(torch, self.kind.dtype) if logical else None
+        self.get = self._getter(format, decoded, writable)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a batch is one array: fixed shape, never null, and a number type that collation keeps."""
+        return isinstance(self.items, FixedItems) and (
+            isinstance(self.kind, Array) or self.items.array.dtype.kind in "bif" or self.items.array.dtype.itemsize < 8
+        )
+
+    def collate(self, rows: NdArray, first: Any = None, container: type = list) -> Any:
+        """Return the values of samples `rows` as default collation would.
+
+        `first` is the first one, if known already. Default collation returns strings in the kind of sequence that it
+        has made of them, which is `container`.
+        """
+        if self.gathers:
+            assert isinstance(self.items, FixedItems)
+            return self._gather(self.items, rows)
+        values = [self.get(row) for row in rows.tolist()[first is not None :]]
+        try:
+            return default_collate(container(values if first is None else [first, *values]))
+        except (TypeError, RuntimeError) as error:
+            error.add_note(
+                f"{printable(self._path)}: field {printable(self._name)!r}: give the DataLoader a collate_fn for it"
+            )
+            raise
+
+    def _gather(self, items: FixedItems, rows: NdArray) -> torch.Tensor:
+        if not isinstance(self.kind, Array):  # default collation of Python numbers
+            wide = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}[items.array.dtype.kind]
+            return torch.from_numpy(items.gather(rows).astype(wide, copy=False))
+        if get_worker_info() is None:
+            batch = torch.from_numpy(items.gather(rows))
+        else:  # straight into the shared memory in which the batch travels to the main process
+            batch = _shared_tensor((len(rows), *items.array.shape[1:]), items.array.dtype)
+            items.gather(rows, out=batch.numpy())
+        return batch if self._view_as is None else batch.view(self._view_as)
+
+    def _getter(self, format: str, decoded: bool, writable: bool) -> Callable[[int], Any]:
+        get = self.items.get
+        decoder = decode.decoder(self.kind) if decoded and format != "raw" else None
+        if decoder is not None:
+            finish = _finisher(self.kind, format)
+            if format == "pil" and isinstance(self.kind, Image):
+                mode = self.kind.mode
+                decoder = lambda data: decode.pil(data, mode)  # noqa: E731
+            return self._nullable(self._decoding(get, decoder, finish))
+        if not isinstance(self.kind, Array):
+            return get
+        if format in ("torch", "pil"):
+            view_as = self._view_as
+            if view_as is None:
+                return self._nullable(lambda row: torch.from_numpy(get(row).copy()))
+            return self._nullable(lambda row: torch.from_numpy(get(row).copy()).view(view_as))
+        return self._nullable(lambda row: get(row).copy()) if writable else get
+
+    def _nullable(self, function: Callable[[int], Any]) -> Callable[[int], Any]:
+        if not self.kind.nullable:
+            return function
+        get = self.items.get
+        return lambda row: None if get(row) is None else function(row)
+
+    def _decoding(self, get: Callable[[int], bytes], decoder: Any, finish: Any) -> Callable[[int], Any]:
+        def decoding(row: int) -> Any:
+            data = get(row)
+            try:
+                return finish(decoder(data))
+            except (OSError, ValueError, RuntimeError, SyntaxError) as error:  # what the decoders raise on bad files
+                raise FormatError(
+                    f"{printable(self._path)}: sample {row}, field {printable(self._name)!r}: cannot be decoded: "
+                    f"{printable(error)}; use decode=False for its bytes"
+                ) from error
+
+        return decoding
+
+
+def _finisher(kind: Kind, format: str) -> Callable[[NdArray], Any]:
+    """Return the function from a decoder's channels-last array to what `format` asks for."""
+    if format == "numpy" or (format == "pil" and isinstance(kind, Image)):
+        return lambda array: array
+    if kind.name == "audio":
+        return torch.from_numpy
+    return lambda array: torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3)))
+
+
+def _shared_tensor(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
+    """Return an uninitialised tensor in shared memory, made as torch's own collation makes it in a worker."""
+    size = math.prod(shape) * dtype.itemsize
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size, device="cpu")  # type: ignore[no-untyped-call]
+    return torch.from_numpy(np.empty(0, dtype)).set_(storage).view(shape)
