@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mmds.integrity import Damage as Damage
     from mmds.integrity import Verification as Verification
     from mmds.integrity import verify as verify
+    from mmds.pipeline import Conversion as Conversion
+    from mmds.pipeline import convert as convert
     from mmds.reader import Reader as Reader
     from mmds.reader import open as open
     from mmds.schema import Field as Field
@@ -32,6 +34,7 @@ _HOME = {
     **dict.fromkeys(("Array", "Audio", "Bytes", "Image", "Json", "Label", "Scalar", "Text", "Video"), "fields"),
     **dict.fromkeys(("Field", "Schema"), "schema"),
     **dict.fromkeys(("Damage", "Verification", "verify"), "integrity"),
+    **dict.fromkeys(("Conversion", "convert"), "pipeline"),
     **dict.fromkeys(("Reader", "open"), "reader"),
     "MemoryMappedDataset": "dataset",
     "Writer": "writer",

@@ -1,0 +1,190 @@
+"""The `mmds` command. Nothing but click is imported until a command runs, so that `mmds --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import mmds
+
+
+class _Commands(click.Group):
+    """Commands whose known errors end them with one line instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from mmds.errors import MmdsError, printable
+
+        try:
+            return super().invoke(ctx)
+        except MmdsError as error:
+            raise click.ClickException(str(error)) from error
+        except (OSError, IndexError) as error:
+            raise click.ClickException(printable(error, 1000)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mmds")
+def main() -> None:
+    """Memory-mapped datasets for machine-learning training: one flat file, shared by all workers."""
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("-j", "--num-workers", type=click.IntRange(1), help="Processes; the result does not depend on it.")
+@click.option("--from", "source_format", metavar="FORMAT", help="What SOURCE is, if it is not recognised.")
+@click.option("--resize", type=click.IntRange(1), help="Resize pictures so that the shorter side has this many pixels.")
+@click.option("--crop", type=click.IntRange(1), help="Then cut out a centred square of this many pixels.")
+@click.option("--encode", metavar="jpeg:QUALITY|png|raw", help="Store pictures like this instead of as they are.")
+@click.option("--no-splits", is_flag=True, help="Take folders named train, val, test for classes, not for splits.")
+@click.option("--limit", type=click.IntRange(0), help="Stop after this many samples.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "skip", "quarantine"]),
+    default="raise",
+    show_default=True,
+    help="What to do with a bad sample: stop, leave it out, or leave it out and list it in a file.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
+@click.option("--no-progress", is_flag=True, help="Draw no progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def convert(
+    source: Path,
+    destination: Path,
+    num_workers: int | None,
+    source_format: str | None,
+    limit: int | None,
+    on_error: str,
+    overwrite: bool,
+    no_progress: bool,
+    no_splits: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Pack SOURCE (a folder of pictures) into DESTINATION (an .mmds file)."""
+    from mmds.terminal import print_conversion, progress
+
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if no_splits:
+        chosen["splits"] = False
+    with progress("converting", in_bytes=False, shown=not no_progress) as update:
+        result = mmds.convert(
+            source,
+            destination,
+            source_format=source_format,
+            num_workers=num_workers,
+            limit=limit,
+            on_error=on_error,
+            overwrite=overwrite,
+            progress=update,
+            **chosen,
+        )
+    if as_json:
+        _print_json(
+            {
+                "outputs": [{"path": str(output.path), "samples": output.samples} for output in result.outputs],
+                "errors": [{"name": name, "reason": reason} for name, reason in result.errors],
+                "ignored": {reason: ignored.count for reason, ignored in result.ignored.items()},
+                "quarantine": None if result.quarantine is None else str(result.quarantine),
+            }
+        )
+    else:
+        print_conversion(result)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(path: Path, as_json: bool) -> None:
+    """Say what is in PATH: fields, counts, sizes, classes, metadata."""
+    from mmds.summary import summarize
+
+    summary = summarize(mmds.open(path))
+    if as_json:
+        _print_json(summary)
+    else:
+        from mmds.terminal import print_summary
+
+        print_summary(summary)
+
+
+@main.command("ls")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--start", type=int, default=0, show_default=True, help="The first sample; negative counts from the end.")
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="How many samples; 0 for all.")
+@click.option("--fields", help="Names of the fields to show, with commas. Default: those in the index.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+def ls(path: Path, start: int, limit: int, fields: str | None, as_json: bool) -> None:
+    """List samples of PATH: numbers, labels and texts, without touching the payload."""
+    from mmds.listing import rows_of
+
+    reader = mmds.open(path)
+    names = (
+        fields.split(",")
+        if fields
+        else [f.name for f in reader.fields if not f.is_payload] or list(reader.fields.names)
+    )
+    rows = range(len(reader))[start:][: limit or None]
+    if as_json:
+        for row in rows_of(reader, rows, names):
+            click.echo(json.dumps(row))
+        return
+    from mmds.terminal import print_table, value_text
+
+    print_table(
+        ["sample", *names],
+        [[value_text(value) for value in row.values()] for row in rows_of(reader, rows, names)],
+        right=(0,),
+    )
+    if rows and rows[-1] + 1 < len(reader) and sys.stdout.isatty():
+        click.echo(f"… of {len(reader):,} samples; --start {rows[-1] + 1} shows more")
+
+
+@main.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("index", type=int)
+@click.option("--field", help="Only this field.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the picture (or the field's bytes) to this file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(path: Path, index: int, field: str | None, output: Path | None, as_json: bool) -> None:
+    """Show sample INDEX of PATH; a picture is drawn in the terminal, or written to a file with -o."""
+    from mmds.listing import show_sample
+
+    show_sample(mmds.open(path), index, field, output, as_json)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("-j", "--num-workers", type=click.IntRange(1), help="Threads. Default: one per core.")
+@click.option("--no-progress", is_flag=True, help="Draw no progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(path: Path, num_workers: int | None, no_progress: bool, as_json: bool) -> None:
+    """Check every byte of PATH; name the blocks, samples and fields that are damaged. Exit code 1 if any is."""
+    from mmds.terminal import progress, size
+
+    with progress("verifying", in_bytes=True, shown=not no_progress) as update:
+        found = mmds.verify(path, num_workers=num_workers, progress=update)
+    if as_json:
+        damages = [{"reason": d.reason, "samples": d.samples, "fields": d.fields} for d in found.damages]
+        _print_json({"path": str(path), "samples": found.samples, "bytes": found.bytes, "damages": damages})
+    elif found:
+        click.echo(f"undamaged: {found.samples:,} samples, {size(found.bytes)}")
+    else:
+        for damage in found.damages:
+            click.echo(str(damage), err=True)
+        click.echo(f"damaged: {len(found.damages)} findings", err=True)
+    if not found:
+        sys.exit(1)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))

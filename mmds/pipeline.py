@@ -1,0 +1,187 @@
+"""Converting: any source that mmds knows, loaded in parallel, to ``.mmds`` files.
+
+The bytes of the output depend on the source and the options that change samples, and on nothing else: not on the number
+of workers, the time, the host, or where the source lies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmds.converters import Ignored, Source, sources
+from mmds.errors import SampleError, SourceError, printable
+from mmds.ordered import Failure, load_in_order
+from mmds.publish import Draft
+from mmds.writer import Writer
+
+Progress = Callable[[int, int | None, int], None]
+
+ON_ERROR = ("raise", "skip", "quarantine")
+PROGRESS_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that a conversion has written."""
+
+    path: Path
+    samples: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did. Names and reasons in `errors` are safe to print; those in `ignored` are not."""
+
+    outputs: tuple[Output, ...]
+    errors: tuple[tuple[str, str], ...] = ()
+    ignored: Mapping[str, Ignored] = field(default_factory=dict)
+    quarantine: Path | None = None
+
+    @property
+    def samples(self) -> int:
+        """The number of samples in all outputs."""
+        return sum(output.samples for output in self.outputs)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    source_format: str | None = None,
+    num_workers: int | None = None,
+    limit: int | None = None,
+    on_error: str = "raise",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Conversion:
+    """Write the samples of `source` to the ``.mmds`` file `destination`, in the order of the source.
+
+    A source with splits gives one file each: ``out-train.mmds``, ``out-val.mmds`` for ``out.mmds``. `limit` takes only
+    the first samples of each. `num_workers` is the number of CPUs by default. `options` are those of the source's
+    format: ``resize=``, ``crop=``, ``encode=``, ``check=``, ``splits=`` for a folder of pictures.
+
+    `on_error` says what happens to a sample that cannot be used: "raise" ends the conversion with `SourceError`, and
+    nothing is published; "skip" goes on and lists it in `Conversion.errors`; "quarantine" also writes the list to
+    ``DESTINATION.quarantine.jsonl``. The source is never changed.
+
+    `progress` is called with (samples done, samples in all, errors), at most ten times a second and at the end.
+    """
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error={on_error!r}: expected one of {', '.join(map(repr, ON_ERROR))}")
+    workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
+    if workers < 1 or (limit is not None and limit < 0):
+        raise ValueError(f"num_workers={num_workers!r}, limit={limit!r}: expected at least 1 and at least 0")
+    found = sources(source, source_format, **options)
+    paths = _outputs(Path(destination), found)
+    run = _Run(source, on_error == "raise", progress, sum(_size(each, limit) for each in found))
+    report = None
+    with ExitStack() as stack:  # every file is opened first and published last: all of them, or none
+        writers = [
+            stack.enter_context(Writer(path, each.fields, metadata=each.metadata, overwrite=overwrite))
+            for path, each in zip(paths, found, strict=True)
+        ]
+        for each in found:
+            for name, reason in each.problems:
+                run.fail(name, reason)
+        for each, writer in zip(found, writers, strict=True):
+            run.write(each, writer, workers, limit)
+        samples = sum(map(len, writers))
+        if not samples and (run.total or run.bad):
+            name, reason = run.bad[0]
+            raise SourceError(f"{run.shown}: none of its samples can be used; {_shown(name)}: {reason}")
+        if on_error == "quarantine" and run.bad:
+            report = _quarantine(Path(destination), run.bad)
+    run.report()
+    outputs = tuple(Output(path, len(writer)) for path, writer in zip(paths, writers, strict=True))
+    return Conversion(outputs, tuple((_shown(name), reason) for name, reason in run.bad), _ignored(found), report)
+
+
+class _Run:
+    """The state of one conversion: what is done, what went wrong, and when that was last reported."""
+
+    def __init__(self, source: str | os.PathLike[str], raises: bool, progress: Progress | None, total: int) -> None:
+        self.shown = printable(os.fspath(source))
+        self.total = total
+        self.bad: list[tuple[str, str]] = []  # names as they are
+        self._raises = raises
+        self._progress = progress
+        self._done = 0
+        self._reported = time.monotonic()
+
+    def fail(self, name: str, reason: str) -> None:
+        """Note that `name` cannot be used, or end the conversion."""
+        if self._raises:
+            raise SourceError(
+                f"{self.shown}: {_shown(name)}: {reason}. Nothing was written; on_error='skip' or 'quarantine' goes on"
+            )
+        self.bad.append((name, reason))
+
+    def write(self, source: Source, writer: Writer, workers: int, limit: int | None) -> None:
+        """Write all samples of `source`."""
+        prefix = source.split and f"{source.split}/"
+        items = islice(source.items(), limit)
+        loaded = load_in_order(source.load, items, num_workers=workers, processes=source.cpu_bound)
+        with closing(loaded):  # ends its workers at once if this loop ends early
+            for item, sample in loaded:
+                if isinstance(sample, Failure):
+                    self.fail(prefix + item[0], sample.reason)
+                else:
+                    try:
+                        writer.write(sample)
+                    except SampleError as error:
+                        self.fail(prefix + item[0], str(error))
+                self._done += 1
+                if self._progress is not None and time.monotonic() - self._reported >= PROGRESS_SECONDS:
+                    self.report()
+
+    def report(self) -> None:
+        """Tell the caller how far the conversion is."""
+        self._reported = time.monotonic()
+        if self._progress is not None:
+            self._progress(self._done, self.total, len(self.bad))
+
+
+def _outputs(destination: Path, found: list[Source]) -> list[Path]:
+    return [
+        destination.with_name(f"{destination.stem}-{each.split}{destination.suffix}") if each.split else destination
+        for each in found
+    ]
+
+
+def _size(source: Source, limit: int | None) -> int:
+    return len(source) if limit is None else min(limit, len(source))
+
+
+def _shown(name: str) -> str:
+    return printable(name, limit=4096)
+
+
+def _ignored(found: list[Source]) -> dict[str, Ignored]:
+    """Return what the sources have ignored, added up."""
+    total: dict[str, Ignored] = {}
+    for source in found:
+        for reason, ignored in source.ignored.items():
+            total.setdefault(reason, Ignored()).merge(ignored)
+    return total
+
+
+def _quarantine(destination: Path, bad: list[tuple[str, str]]) -> Path:
+    """Publish the list of bad samples beside the destination, in place of one from an earlier run."""
+    path = destination.with_name(destination.name + ".quarantine.jsonl")
+    draft = Draft(path, overwrite=True)
+    try:
+        for name, reason in bad:  # ASCII only: a name that is not UTF-8 comes back as Python's str of it
+            draft.write(memoryview(json.dumps({"name": name, "reason": reason}).encode() + b"\n"))
+        draft.publish()
+    finally:
+        draft.discard()
+    return path

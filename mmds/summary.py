@@ -1,0 +1,76 @@
+"""What a dataset contains, as plain values: for `mmds info`, its JSON, and whoever else wants to show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mmds.fields import Array, Fixed, Kind, Label, Scalar
+from mmds.format import DATA_START, MAJOR, MINOR
+from mmds.items import NullableItems
+from mmds.reader import Reader
+
+CHUNK = 2**22  # labels that are counted at once, so that a large column does not become private memory
+
+
+def type_name(kind: Kind) -> str:
+    """Return the type of a field's values in short: "uint8 (3, 96, 96)", "5 classes", "RGB".
+
+    >>> type_name(Array("float32", (None, 4)))
+    'float32 (?, 4)'
+    """
+    if isinstance(kind, Array):
+        sizes = ", ".join("?" if size is None else str(size) for size in kind.shape)
+        return f"{kind.dtype} ({sizes}{',' * (len(kind.shape) == 1)})"
+    if isinstance(kind, Label):
+        return f"{len(kind.names)} classes"
+    if isinstance(kind, Scalar):
+        return kind.dtype
+    return str(getattr(kind, "mode", "") or "")
+
+
+def class_counts(reader: Reader, position: int) -> list[int]:
+    """Return the number of samples of each class of a label field; nulls do not count."""
+    kind, items = reader.fields[position].kind, reader.items[position]
+    column = reader.column(reader.fields[position].name)
+    valid = items.valid if isinstance(items, NullableItems) else None
+    counts = np.zeros(len(kind.names), np.int64)
+    for start in range(0, len(column), CHUNK):
+        labels = column[start : start + CHUNK]
+        if valid is not None:
+            labels = labels[valid[start : start + CHUNK] != 0]
+        known = labels[(labels >= 0) & (labels < len(counts))]
+        counts += np.bincount(known, minlength=len(counts))
+    return [int(count) for count in counts]
+
+
+def summarize(reader: Reader) -> dict[str, Any]:
+    """Return what is in a file, as values that JSON can hold: samples, sizes in bytes, fields, class counts, metadata."""
+    footer = reader.footer
+    fields = []
+    for position, field in enumerate(reader.fields):
+        entry: dict[str, Any] = {
+            "name": field.name,
+            "kind": field.kind.name,
+            "type": type_name(field.kind),
+            "nullable": field.kind.nullable,
+            "stored": "payload" if field.is_payload else "index",
+        }
+        if isinstance(field.kind, Fixed):
+            entry["bytes_per_sample"] = field.kind.nbytes
+        if isinstance(field.kind, Label):
+            entry["classes"] = dict(zip(field.kind.names, class_counts(reader, position), strict=True))
+        fields.append(entry)
+    data = footer.data_end - DATA_START
+    return {
+        "path": str(reader.path),
+        "format": f"mmds {MAJOR}.{MINOR}",
+        "content_id": footer.content_id,
+        "samples": len(reader),
+        "file_bytes": footer.file_length,
+        "data_bytes": data,
+        "index_bytes": footer.file_length - footer.data_end,
+        "fields": fields,
+        "metadata": dict(footer.metadata),
+    }
