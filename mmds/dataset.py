@@ -19,7 +19,7 @@ except ImportError:
 from mmds.collate import Batch, TensorBatch
 from mmds.fields import Array, Label
 from mmds.leaves import FORMATS, Leaf
-from mmds.reader import Reader
+from mmds.reader import Reader, is_many
 from mmds.reader import open as open_reader
 from mmds.schema import Schema
 
@@ -100,12 +100,12 @@ class MemoryMappedDataset(Dataset[Any]):
         handle = self._handle
         if handle is None or handle.pid != os.getpid():
             handle = self._open()
-        if type(index) is not int and not hasattr(index, "__index__"):
+        if type(index) is not int and (isinstance(index, slice) or is_many(index)):
             return self._getmany(index)
         try:
             row = handle.rows[index]
         except IndexError:
-            raise self._out_of_range(index) from None
+            raise handle.reader.out_of_range(index, handle.rows) from None
         sample = handle.get(row)
         if self.transform is None and self.target_transform is None:
             return sample
@@ -201,9 +201,6 @@ class MemoryMappedDataset(Dataset[Any]):
         raise AttributeError(
             f"{printable(self.path)} has no label field; its fields are {printable(', '.join(self.fields.names))}"
         )
-
-    def _out_of_range(self, index: Any) -> IndexError:
-        return IndexError(f"{printable(self.path)}: index {index} is out of range for {len(self)} samples")
 
     def __getstate__(self) -> dict[str, Any]:
         self._open()  # so that whoever unpickles it can tell whether the file is still the same

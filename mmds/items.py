@@ -1,7 +1,8 @@
 """The values of one field in an open file: one of them by sample number, or many of them at once.
 
 `FixedItems` is an ndarray over the mapped file: a column of the index, or payload at a constant stride. `VariableItems`
-finds each value through the mapped array of ends. Neither holds anything per sample.
+finds each value through the mapped array of ends, `ScatteredItems` does so for arrays of one shape that lie between values
+of other sizes. None holds anything per sample.
 
 Both offer `get(i)` for ``0 <= i < n`` (not checked again here) and `gather(indices)` for an integer ndarray.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Fixed, Kind, Variable
 from mmds.format import DATA_START, Section, align_up, constant_layout
-from mmds.gather import take_rows
+from mmds.gather import empty, take_rows
 from mmds.parse import Footer
 
 NdArray = np.ndarray[Any, Any]
@@ -45,6 +46,7 @@ class FixedItems:
 
     def __init__(self, array: NdArray, kind: Fixed) -> None:
         self.array = array
+        self.shape, self.dtype = array.shape[1:], array.dtype
         if not isinstance(kind, Array):
             self.get: Callable[[int], Any] = array.item
         elif array.ndim == 1:  # array[i] would be a numpy scalar, not an array of rank 0
@@ -96,6 +98,22 @@ class VariableItems:
         return [self.get(index) for index in indices.tolist()]
 
 
+class ScatteredItems(VariableItems):
+    """Arrays of one dtype and shape at varying distances."""
+
+    def __init__(self, kind: Array, view: memoryview, ends: NdArray, decode: Any, **where: Any) -> None:
+        super().__init__(view, ends, decode, **where)
+        self.shape, self.dtype = tuple(size for size in kind.shape if size is not None), kind.stored
+
+    def gather(self, indices: NdArray, out: NdArray | None = None) -> Any:
+        """Return the arrays of samples `indices` as one, in `out` if given: one copy from the mapped file."""
+        if out is None:
+            out = empty((len(indices), *self.shape), self.dtype)
+        for row, index in enumerate(indices.tolist()):
+            out[row] = self.get(index)
+        return out
+
+
 class NullableItems:
     """Values of which some are null."""
 
@@ -129,16 +147,19 @@ def open_items(view: memoryview, footer: Footer, position: int, path: str) -> It
         offset = constant[1][footer.schema.payload.index(position)]
         items = FixedItems(_strided(view, footer, kind, offset, constant[0]), kind)
     else:
-        decode = _array_decoder(view, footer, position) if isinstance(kind, Array) else _decoder(kind)
-        items = VariableItems(
-            view[: footer.data_end],
-            section_array(view, footer.section("ends")),
-            decode,
-            describe=describe,
-            first=footer.schema.payload.index(position),
-            step=len(footer.schema.payload),
-            align=field.align,
-        )
+        where: dict[str, Any] = {
+            "describe": describe,
+            "first": footer.schema.payload.index(position),
+            "step": len(footer.schema.payload),
+            "align": field.align,
+        }
+        data, ends = view[: footer.data_end], section_array(view, footer.section("ends"))
+        if not isinstance(kind, Array):
+            items = VariableItems(data, ends, _decoder(kind), **where)
+        elif kind.unknown or kind.nullable:
+            items = VariableItems(data, ends, _array_decoder(view, footer, position), **where)
+        else:
+            items = ScatteredItems(kind, data, ends, _array_decoder(view, footer, position), **where)
     if kind.nullable:
         return NullableItems(items, section_array(view, footer.section("valid", position)))
     return items

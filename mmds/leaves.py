@@ -19,7 +19,7 @@ from mmds import decode
 from mmds.dtypes import LOGICAL
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Image, Kind
-from mmds.items import FixedItems, Items
+from mmds.items import FixedItems, Items, ScatteredItems
 from mmds.reader import Reader
 
 NdArray = np.ndarray[Any, Any]
@@ -33,7 +33,7 @@ class Leaf:
     def __init__(self, reader: Reader, position: int, format: str, decoded: bool, writable: bool) -> None:
         field = reader.fields[position]
         self.kind: Kind = field.kind
-        self._name = field.name
+        self._name = reader.stored_names[position]
         self._path = reader.path
         self.items: Items = reader.items[position]
         logical = format in ("torch", "pil") and getattr(self.kind, "dtype", None) in LOGICAL
@@ -43,8 +43,8 @@ class Leaf:
     @property
     def gathers(self) -> bool:
         """Whether a batch is one array: fixed shape, never null, and a number type that collation keeps."""
-        return isinstance(self.items, FixedItems) and (
-            isinstance(self.kind, Array) or self.items.array.dtype.kind in "bif" or self.items.array.dtype.itemsize < 8
+        return isinstance(self.items, (FixedItems, ScatteredItems)) and (
+            isinstance(self.kind, Array) or self.items.dtype.kind in "bif" or self.items.dtype.itemsize < 8
         )
 
     def collate(self, rows: NdArray, first: Any = None, container: type = list) -> Any:
@@ -54,7 +54,7 @@ class Leaf:
         has made of them, which is `container`.
         """
         if self.gathers:
-            assert isinstance(self.items, FixedItems)
+            assert isinstance(self.items, (FixedItems, ScatteredItems))
             return self._gather(self.items, rows)
         values = [self.get(row) for row in rows.tolist()[first is not None :]]
         try:
@@ -65,14 +65,14 @@ class Leaf:
             )
             raise
 
-    def _gather(self, items: FixedItems, rows: NdArray) -> torch.Tensor:
+    def _gather(self, items: FixedItems | ScatteredItems, rows: NdArray) -> torch.Tensor:
         if not isinstance(self.kind, Array):  # default collation of Python numbers
-            wide = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}[items.array.dtype.kind]
+            wide = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}[items.dtype.kind]
             return torch.from_numpy(items.gather(rows).astype(wide, copy=False))
         if get_worker_info() is None:
             batch = torch.from_numpy(items.gather(rows))
         else:  # straight into the shared memory in which the batch travels to the main process
-            batch = _shared_tensor((len(rows), *items.array.shape[1:]), items.array.dtype)
+            batch = _shared_tensor((len(rows), *items.shape), items.dtype)
             items.gather(rows, out=batch.numpy())
         return batch if self._view_as is None else batch.view(self._view_as)
 

@@ -6,7 +6,6 @@ the number of workers, and only as fast as they are taken.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import signal
@@ -16,7 +15,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from mmds.converters import Item
@@ -50,11 +50,20 @@ def load_in_order(
         return
     remaining = iter(items)
     chunks = iter(lambda: list(itertools.islice(remaining, CHUNK)), [])
-    pool = _processes(num_workers) if processes else ThreadPoolExecutor(num_workers, "mmds-read")
-    try:
-        yield from _in_order(pool, load, chunks, num_workers * AHEAD)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    window = num_workers * AHEAD
+    if not processes:
+        with ThreadPoolExecutor(num_workers, "mmds-read") as pool:
+            yield from _in_order(pool, load, chunks, window)
+        return
+    # Spawned, not forked: the caller may have threads (torch has), and a fork would copy their locks in any state.
+    context = get_context("spawn")
+    leash, hand = context.Pipe(duplex=False)
+    with leash, hand, ProcessPoolExecutor(num_workers, context, _begin_worker, (leash,)) as workers:
+        try:
+            yield from _in_order(workers, load, chunks, window)
+        except BaseException:  # Ctrl-C, and GeneratorExit too: nobody wants the rest
+            hand.close()
+            raise
 
 
 def _in_order(
@@ -109,20 +118,12 @@ def _nbytes(sample: Any) -> int:
     return size if isinstance(size, int) else len(sample) if isinstance(sample, (bytes, str)) else 8
 
 
-def _processes(num_workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: the caller may have threads (torch has), and a fork would copy their locks in any state.
-    return ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_begin_worker)
-
-
-def _begin_worker() -> None:
+def _begin_worker(leash: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(leash,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
-    """End this process when its parent is gone: the pool's queue would let it wait for ever."""
-    with contextlib.suppress(OSError):
-        connection.wait([sentinel])
+def _end_with(leash: Connection) -> None:
+    """End this process when its parent lets go of the other end, or is gone: the pool alone would let it go on."""
+    wait([leash])
     os._exit(1)

@@ -83,24 +83,24 @@ def convert(
     found = sources(source, source_format, **options)
     paths = _outputs(Path(destination), found)
     run = _Run(source, on_error == "raise", progress, sum(_size(each, limit) for each in found))
+    for each in found:
+        for name, reason in each.problems:
+            run.fail(name, reason)
+    if not any(map(len, found)):
+        raise SourceError(f"{run.shown}: no samples found{run.first_failure}{_shown_ignored(found)}")
     report = None
     with ExitStack() as stack:  # every file is opened first and published last: all of them, or none
         writers = [
             stack.enter_context(Writer(path, each.fields, metadata=each.metadata, overwrite=overwrite))
             for path, each in zip(paths, found, strict=True)
         ]
-        for each in found:
-            for name, reason in each.problems:
-                run.fail(name, reason)
         for each, writer in zip(found, writers, strict=True):
             run.write(each, writer, workers, limit)
-        samples = sum(map(len, writers))
-        if not samples and (run.total or run.bad):
-            name, reason = run.bad[0]
-            raise SourceError(f"{run.shown}: none of its samples can be used; {_shown(name)}: {reason}")
+        if run.total and not sum(map(len, writers)):
+            raise SourceError(f"{run.shown}: none of the {run.total} samples can be used{run.first_failure}")
         if on_error == "quarantine" and run.bad:
             report = _quarantine(Path(destination), run.bad)
-    run.report()
+        run.report()
     outputs = tuple(Output(path, len(writer)) for path, writer in zip(paths, writers, strict=True))
     return Conversion(outputs, tuple((_shown(name), reason) for name, reason in run.bad), _ignored(found), report)
 
@@ -124,6 +124,11 @@ class _Run:
                 f"{self.shown}: {_shown(name)}: {reason}. Nothing was written; on_error='skip' or 'quarantine' goes on"
             )
         self.bad.append((name, reason))
+
+    @property
+    def first_failure(self) -> str:
+        """The first failure in words, as the end of a message."""
+        return "".join(f"; {_shown(name)}: {reason}" for name, reason in self.bad[:1])
 
     def write(self, source: Source, writer: Writer, workers: int, limit: int | None) -> None:
         """Write all samples of `source`."""
@@ -172,6 +177,14 @@ def _ignored(found: list[Source]) -> dict[str, Ignored]:
         for reason, ignored in source.ignored.items():
             total.setdefault(reason, Ignored()).merge(ignored)
     return total
+
+
+def _shown_ignored(found: list[Source]) -> str:
+    """Return in words what was ignored, as the end of a message."""
+    return "".join(
+        f"; {reason}: {ignored.count}, such as {', '.join(map(printable, ignored.examples))}"
+        for reason, ignored in _ignored(found).items()
+    )
 
 
 def _quarantine(destination: Path, bad: list[tuple[str, str]]) -> Path:

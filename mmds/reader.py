@@ -84,6 +84,7 @@ class Reader(Sequence[Any]):
         schema = file.footer.schema
         self.fields, positions = (schema, list(range(len(schema)))) if fields is None else schema.select(fields)
         self.items = [file.items[position] for position in positions]
+        self.stored_names = [schema.names[position] for position in positions]  # in the file, whatever `fields` made of them
         self._get: Callable[[int], Any] = self.fields.assembler([items.get for items in self.items])
         self._gather: Callable[[NdArray], Any] = self.fields.assembler([items.gather for items in self.items])
 
@@ -123,12 +124,12 @@ class Reader(Sequence[Any]):
             view.__dict__.update(self.__dict__)
             view._rows = self._rows[index]
             return view
-        if isinstance(index, (list, tuple, range, np.ndarray)) and getattr(index, "shape", None) != ():
+        if is_many(index):
             return self._gather(self.resolve(index, self._rows))
         try:
             row = self._rows[index]
         except IndexError:
-            raise self._out_of_range(index) from None
+            raise self.out_of_range(index, self._rows) from None
         return self._get(row)
 
     def __iter__(self) -> Iterator[Any]:
@@ -175,15 +176,21 @@ class Reader(Sequence[Any]):
         if indices.size:
             low, high = int(indices.min()), int(indices.max())
             if low < -len(rows) or high >= len(rows):
-                raise self._out_of_range(low if low < -len(rows) else high)
+                raise self.out_of_range(low if low < -len(rows) else high, rows)
             if low < 0:
                 indices = np.where(indices < 0, indices + len(rows), indices)
         if rows.start or rows.step != 1:
             indices = indices * rows.step + rows.start
         return indices
 
-    def _out_of_range(self, index: int) -> IndexError:
-        return IndexError(f"{printable(self.path)}: index {index} is out of range for {len(self)} samples")
+    def out_of_range(self, index: Any, rows: range) -> IndexError:
+        """Return the error for an index that is not one of `rows`."""
+        return IndexError(f"{printable(self.path)}: index {index} is out of range for {len(rows)} samples")
+
+
+def is_many(index: Any) -> bool:
+    """Return whether `index` is a list or array of indices; arrays and tensors of rank 0 are single ones."""
+    return hasattr(index, "__len__") and getattr(index, "shape", None) != ()
 
 
 def _rows(array: NdArray, rows: range) -> NdArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -270,7 +271,7 @@ class Writer:
             except Misfit:
                 array = None  # another dtype: let each value say whether it fits
             if array is not None and array.shape[1:] == shape and _labels_fit(kind, array):
-                return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+                return np.ascontiguousarray(array).reshape(len(array), math.prod(shape)).view(np.uint8)
         encoded: list[Encoded] = []
         for number, value in enumerate(leaf):
             try:
