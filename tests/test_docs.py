@@ -1,0 +1,45 @@
+"""README's blocks run as they stand, in order, in a folder with pictures."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import mmds
+from mmds.cli import main
+from tests.samples import jpeg
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / "photos" / name / f"{number}.jpg").write_bytes(jpeg(number + len(name), (64, 64)))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    commands = 0
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S):
+        if language == "python":
+            exec(compile(block, "README.md", "exec"), names)
+        for line in re.findall(r"^\$ mmds (.*)$", block, re.M):
+            result = CliRunner().invoke(main, shlex.split(line, comments=True))
+            assert result.exit_code == 0, f"mmds {line}: {result.output}"
+            commands += 1
+    assert commands >= 8
+    images = list(names["loader"])
+    assert images[0][0].shape == (8, 3, 64, 64) and (tmp_path / "first.jpg").read_bytes().startswith(b"\xff\xd8")
+    assert mmds.open("raw.mmds").fields[0].kind == mmds.Array("uint8", (3, 48, 48))
+    assert names["reader"].column("meta.0")[3] == "scan 3" and names["reader"][10:20][0]["points"].shape == (10, 3)
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "README.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
