@@ -35,11 +35,18 @@ def main() -> None:
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("-j", "--num-workers", type=click.IntRange(1), help="Processes; the result does not depend on it.")
+@click.option(
+    "-j", "--num-workers", type=click.IntRange(1), help="Readers at the same time; the result does not depend on it."
+)
 @click.option("--from", "source_format", metavar="FORMAT", help="What SOURCE is, if it is not recognised.")
 @click.option("--resize", type=click.IntRange(1), help="Resize pictures so that the shorter side has this many pixels.")
 @click.option("--crop", type=click.IntRange(1), help="Then cut out a centred square of this many pixels.")
 @click.option("--encode", metavar="jpeg:QUALITY|png|raw", help="Store pictures like this instead of as they are.")
+@click.option(
+    "--check",
+    type=click.Choice(["quick", "decode"]),
+    help="Look at the structure of each picture, or decode it. Default: quick.",
+)
 @click.option("--no-splits", is_flag=True, help="Take folders named train, val, test for classes, not for splits.")
 @click.option("--limit", type=click.IntRange(0), help="Stop after this many samples.")
 @click.option(

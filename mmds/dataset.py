@@ -157,7 +157,7 @@ class MemoryMappedDataset(Dataset[Any]):
         return column if rows == range(len(column)) else column[rows]
 
     def __repr__(self) -> str:
-        return f"MemoryMappedDataset({printable(self.path)!r}, format={self.format!r}, fields={self._fields!r})"
+        return f"MemoryMappedDataset('{printable(self.path)}', format={self.format!r}, fields={self._fields!r})"
 
     # Inside
 

@@ -54,7 +54,7 @@ def dtype_name(dtype: Any) -> str:
     except TypeError:
         name = text
     if name not in STORED:
-        raise SchemaError(f"dtype {printable(text)!r} cannot be stored; use one of {', '.join(STORED)}")
+        raise SchemaError(f"dtype '{printable(text)}' cannot be stored; use one of {', '.join(STORED)}")
     return name
 
 

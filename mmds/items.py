@@ -176,7 +176,7 @@ class _Describe:
         self._path, self._field = path, field
 
     def __call__(self, index: int) -> str:
-        return f"{printable(self._path)}: sample {index}, field {printable(self._field)!r}"
+        return f"{printable(self._path)}: sample {index}, field '{printable(self._field)}'"
 
 
 def _strided(view: memoryview, footer: Footer, kind: Array, offset: int, stride: int) -> NdArray:

@@ -61,7 +61,7 @@ class Leaf:
             return default_collate(container(values if first is None else [first, *values]))
         except (TypeError, RuntimeError) as error:
             error.add_note(
-                f"{printable(self._path)}: field {printable(self._name)!r}: give the DataLoader a collate_fn for it"
+                f"{printable(self._path)}: field '{printable(self._name)}': give the DataLoader a collate_fn for it"
             )
             raise
 
@@ -107,7 +107,7 @@ class Leaf:
                 return finish(decoder(data))
             except (OSError, ValueError, RuntimeError, SyntaxError) as error:  # what the decoders raise on bad files
                 raise FormatError(
-                    f"{printable(self._path)}: sample {row}, field {printable(self._name)!r}: cannot be decoded: "
+                    f"{printable(self._path)}: sample {row}, field '{printable(self._name)}': cannot be decoded: "
                     f"{printable(error)}; use decode=False for its bytes"
                 ) from error
 

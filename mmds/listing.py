@@ -138,6 +138,6 @@ def _write(output: Path, field: Field, value: Any) -> None:
         np.save(file, value, allow_pickle=False)
         output.write_bytes(file.getvalue())
     elif value is None:
-        raise SchemaError(f"field {printable(field.name)!r} of this sample is null; there is nothing to write")
+        raise SchemaError(f"field '{printable(field.name)}' of this sample is null; there is nothing to write")
     else:
         output.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")

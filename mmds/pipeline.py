@@ -65,9 +65,10 @@ def convert(
 ) -> Conversion:
     """Write the samples of `source` to the ``.mmds`` file `destination`, in the order of the source.
 
-    A source with splits gives one file each: ``out-train.mmds``, ``out-val.mmds`` for ``out.mmds``. `limit` takes only
-    the first samples of each. `num_workers` is the number of CPUs by default. `options` are those of the source's
-    format: ``resize=``, ``crop=``, ``encode=``, ``check=``, ``splits=`` for a folder of pictures.
+    A source with splits gives one file each: ``out-train.mmds``, ``out-val.mmds`` for ``out.mmds``; they are published
+    when all of them are complete. `limit` takes only the first samples of each. `num_workers` is the number of CPUs by
+    default. `options` are those of the source's format: ``resize=``, ``crop=``, ``encode=``, ``check=``, ``splits=``
+    for a folder of pictures.
 
     `on_error` says what happens to a sample that cannot be used: "raise" ends the conversion with `SourceError`, and
     nothing is published; "skip" goes on and lists it in `Conversion.errors`; "quarantine" also writes the list to
@@ -89,7 +90,7 @@ def convert(
     if not any(map(len, found)):
         raise SourceError(f"{run.shown}: no samples found{run.first_failure}{_shown_ignored(found)}")
     report = None
-    with ExitStack() as stack:  # every file is opened first and published last: all of them, or none
+    with ExitStack() as stack:  # every file is opened first and published last
         writers = [
             stack.enter_context(Writer(path, each.fields, metadata=each.metadata, overwrite=overwrite))
             for path, each in zip(paths, found, strict=True)

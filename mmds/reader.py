@@ -84,7 +84,9 @@ class Reader(Sequence[Any]):
         schema = file.footer.schema
         self.fields, positions = (schema, list(range(len(schema)))) if fields is None else schema.select(fields)
         self.items = [file.items[position] for position in positions]
-        self.stored_names = [schema.names[position] for position in positions]  # in the file, whatever `fields` made of them
+        self.stored_names = [
+            schema.names[position] for position in positions
+        ]  # in the file, whatever `fields` made of them
         self._get: Callable[[int], Any] = self.fields.assembler([items.get for items in self.items])
         self._gather: Callable[[NdArray], Any] = self.fields.assembler([items.gather for items in self.items])
 
@@ -138,6 +140,11 @@ class Reader(Sequence[Any]):
     def __repr__(self) -> str:
         return f"<Reader {printable(self.path)}: {len(self)} samples of {printable(', '.join(self.fields.names))}>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Reader belongs to one process; pass on its path, or a MemoryMappedDataset, which can be pickled"
+        )
+
     def column(self, name: str) -> Any:
         """Return all values of one field without a copy: an ndarray with samples as its first axis, or `Strings`.
 
@@ -151,7 +158,7 @@ class Reader(Sequence[Any]):
             return _rows(items.array, self._rows)
         if self.fields[self.fields.index(name)].is_payload:
             raise SchemaError(
-                f"{printable(self.path)}: {printable(name)!r} is no column; its values differ in size. Use reader[i]"
+                f"{printable(self.path)}: '{printable(name)}' is no column; its values differ in size. Use reader[i]"
             )
         return Strings(items, self._rows)
 
@@ -167,6 +174,8 @@ class Reader(Sequence[Any]):
 
         Negative indices count from the end; a bool array of shape (len(rows),) selects. Raises IndexError, TypeError.
         """
+        if isinstance(index, str):
+            raise TypeError(f"samples are numbered; for all values of one field use column('{printable(index)}')")
         indices = np.asarray(index)
         if indices.dtype == bool and indices.shape == (len(rows),):
             indices = np.flatnonzero(indices)

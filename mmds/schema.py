@@ -87,7 +87,7 @@ class Schema(Sequence[Field]):
         for name, count in Counter(self.names).items():
             if count > 1:
                 raise SchemaError(
-                    f"{count} fields are named {printable(name)!r}; keys with dots in them can cause that"
+                    f"{count} fields are named '{printable(name)}'; keys with dots in them can cause that"
                 )
         self.payload = tuple(k for k, field in enumerate(fields) if field.is_payload)
         try:
@@ -115,7 +115,7 @@ class Schema(Sequence[Field]):
         try:
             return self.names.index(name)
         except ValueError:
-            raise SchemaError(f"no field {printable(name)!r}; there are: {self._names_shown}") from None
+            raise SchemaError(f"no field '{printable(name)}'; there are: {self._names_shown}") from None
 
     @property
     def _names_shown(self) -> str:
@@ -201,7 +201,7 @@ class Schema(Sequence[Field]):
             children = dict(enumerate(node)) if isinstance(node, tuple) else node if isinstance(node, dict) else {}
             node = {str(label): child for label, child in children.items()}.get(key)
         if node is None or node is self.tree:
-            raise SchemaError(f"no field {printable(name)!r}; there are: {self._names_shown}")
+            raise SchemaError(f"no field '{printable(name)}'; there are: {self._names_shown}")
         return node
 
     # JSON
@@ -297,7 +297,7 @@ def _kind_from_json(field: Any) -> Kind:
             raise SchemaError(f"{key} is {describe(value)}")
     options = {key: value for key, value in field.items() if key not in ("path", "kind")}
     if options.get("dtype", "uint8") not in STORED:
-        raise SchemaError(f"unknown dtype {printable(options['dtype'])!r}")
+        raise SchemaError(f"unknown dtype '{printable(options['dtype'])}'")
     return KINDS[field["kind"]](**options)
 
 

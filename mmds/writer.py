@@ -194,7 +194,7 @@ class Writer:
             raise
 
     def _sample_error(self, misfit: Misfit, name: str, sample: int) -> SampleError:
-        field = f", field {printable(name)!r}" if name else ""
+        field = f", field '{printable(name)}'" if name else ""
         return SampleError(f"{self._shown}: sample {sample}{field}: expected {misfit.expected}, got {misfit.got}")
 
     # Appending
