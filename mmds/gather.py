@@ -18,6 +18,7 @@ NdArray = np.ndarray[Any, Any]
 
 RECYCLED = 2**18  # bytes from which on a buffer is recycled; below, malloc does that itself
 KEPT_BUFFERS = 4  # unused buffers kept per process: enough for a loop that holds two batches
+PIECES = 8  # of a batch: small enough to share evenly, large enough to be worth a call
 SPLIT = 2**21  # bytes from which on a second thread pays: starting it costs about as much as copying 256 KiB
 
 
@@ -59,32 +60,50 @@ def take_rows(array: NdArray, indices: NdArray, out: NdArray | None = None) -> N
     """
     if out is None:
         out = empty((len(indices), *array.shape[1:]), array.dtype)
-    half = len(indices) // 2
     if out.nbytes < SPLIT or multiprocessing.parent_process() is not None or len(os.sched_getaffinity(0)) < 2:
         _take(array, indices, out)
-        return out
-    # No thread outlives the call, so that a fork between two batches never meets one. `threading.Thread` would wait for
-    # the thread to have started, which costs as much as the second core gains.
-    done = _thread.allocate_lock()
-    done.acquire()
+    else:
+        _take_with_help(array, indices, out)
+    return out
+
+
+def _take_with_help(array: NdArray, indices: NdArray, out: NdArray) -> None:
+    """Gather with a second thread that lives as long as the call, so that a fork between two batches never meets one.
+
+    Both take pieces from one iterator, so that a second core that is busy elsewhere costs nothing.
+    """
+    size = max(1, len(indices) // PIECES)
+    pieces = iter(range(0, len(indices), size))
     errors: list[BaseException] = []
+    helped = _thread.allocate_lock()  # held until the helper is done
+    helped.acquire()
+
+    def take_pieces() -> int:
+        taken = 0
+        for start in pieces:
+            piece = slice(start, start + size)
+            _take(array, indices[piece], out[piece])
+            taken += 1
+        return taken
 
     def help_out() -> None:
         try:
-            _take(array, indices[half:], out[half:])
+            take_pieces()
         except BaseException as error:  # noqa: BLE001 (raised again below, in the caller's thread)
             errors.append(error)
         finally:
-            done.release()
+            helped.release()
 
+    # threading.Thread would wait for the thread to have started, which costs as much as the second core gains.
     _thread.start_new_thread(help_out, ())
+    own = 0
     try:
-        _take(array, indices[:half], out[:half])
+        own = take_pieces()
     finally:
-        done.acquire()
+        if own < -(-len(indices) // size):  # the helper has a piece, or had
+            helped.acquire()
     if errors:
         raise errors[0]
-    return out
 
 
 def _take(array: NdArray, indices: NdArray, out: NdArray) -> None:

@@ -1,0 +1,12 @@
+"""Measurements behind the figures that mmds publishes. Each runs from a checkout, and prints machine and versions.
+
+=====================================  ==============================================================================
+``python -m benchmarks.reading``       opening 10**9 samples; one sample; a batch against a plain copy in memory
+``python -m benchmarks.memory.workers``  memory of 0 to 8 DataLoader workers: an mmds file against a list of dicts
+``python -m benchmarks.conversion``    ``mmds convert`` of an image folder against ``cp -r`` of it
+=====================================  ==============================================================================
+
+Rules: data are seeded; contenders take turns, so that a slow minute of the machine hits all of them, and medians are
+compared; every byte is touched; the state of the page cache is said; ratios come before absolute figures, which only
+mean something on the machine they were taken on. ``--quick`` (or a small size) shows that a benchmark works, in seconds.
+"""

@@ -1,0 +1,1 @@
+"""What many processes that read the same samples cost in memory."""

@@ -1,0 +1,1 @@
+"""Programs that show mmds at work: `make demo` runs them one after the other."""
