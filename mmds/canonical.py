@@ -44,7 +44,7 @@ def load(text: bytes) -> Any:
 
 
 def _check(value: Any, depth: int) -> None:
-    if depth < 0:
+    if depth == 0 and isinstance(value, (dict, list, tuple)):
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):

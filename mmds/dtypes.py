@@ -72,7 +72,9 @@ def as_array(value: Any) -> tuple[np.ndarray[Any, Any], str]:
     """
     if is_tensor(value):
         name = dtype_name(value.dtype)
-        value = value.detach().cpu()
+        if str(value.layout) != "torch.strided" or value.device.type == "meta":
+            raise SchemaError(f"a tensor of layout {value.layout} on device {value.device} has no elements to store")
+        value = value.detach().cpu().resolve_conj().resolve_neg()
         if name in LOGICAL:
             import torch
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import io
 import math
 import operator
+import reprlib
 import struct
 import sys
 from dataclasses import dataclass
@@ -56,7 +57,16 @@ def describe(value: Any) -> str:
     """Return a short, printable description of `value` for an error message."""
     if isinstance(value, np.ndarray) or is_tensor(value):
         return f"{type(value).__name__} of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return f"{type(value).__name__} {printable(repr(value), 60)}"
+    return f"{type(value).__name__} {printable(_repr(value), 60)}"
+
+
+def _repr(value: Any) -> str:
+    """Return `repr(value)`, of nests only their beginning: they may be deep or large."""
+    return repr(value) if isinstance(value, (int, float, complex, type(None))) else _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +119,9 @@ class Fixed(Kind):
     @property
     def is_column(self) -> bool:
         """Whether values live in the index, one row of a column per sample, and not in the payload."""
-        size = self.nbytes
-        return size is not None and size <= MAX_COLUMN_BYTES and len(self.dimensions) <= MAX_COLUMN_RANK
+        if self.unknown or len(self.dimensions) > MAX_COLUMN_RANK:
+            return False
+        return math.prod(size or 1 for size in self.dimensions) * self.stored.itemsize <= MAX_COLUMN_BYTES
 
 
 @dataclass(frozen=True)
@@ -138,14 +149,18 @@ class Scalar(Fixed):
             if getattr(value, "shape", None) != ():
                 raise Misfit(self.expected, describe(value))
             value = value.item()
+        if not isinstance(value, (bool, int, float, complex)):  # a numpy str_, datetime64, ...
+            raise Misfit(self.expected, describe(value))
         kind, size = self.stored.kind, self.stored.itemsize
         try:
             if isinstance(value, bool) != (kind == "b"):
                 raise TypeError
             if kind in "iu":
-                return operator.index(value).to_bytes(size, "little", signed=kind == "i")
+                return operator.index(cast("int", value)).to_bytes(size, "little", signed=kind == "i")
             if kind == "c":
-                return np.array(value, self.stored).tobytes()
+                value = complex(value)
+                part = "<f" if size == 8 else "<d"
+                return struct.pack(part, value.real) + struct.pack(part, value.imag)
             return struct.pack({("b", 1): "?", ("f", 2): "<e", ("f", 4): "<f", ("f", 8): "<d"}[kind, size], value)
         except (TypeError, OverflowError, struct.error):
             raise Misfit(self.expected, describe(value)) from None
@@ -210,7 +225,7 @@ class Array(Fixed):
             raise SchemaError(
                 f"shape {self.shape}: expected up to {MAX_RANK} dimensions of 0 to {MAX_DIMENSION}, or None where it varies"
             )
-        if math.prod(known) * self.stored.itemsize > MAX_ITEM_BYTES:
+        if math.prod(size or 1 for size in known) * self.stored.itemsize > MAX_ITEM_BYTES:
             raise SchemaError(f"shape {self.shape} of {self.dtype} is larger than {MAX_ITEM_BYTES} bytes")
         if self.unknown and 0 in known:
             raise SchemaError(f"shape {self.shape}: a dimension of 0 leaves the unknown ones undetermined")

@@ -31,7 +31,8 @@ compatible bits that it does not know. Version 1.0 defines no bits.
 Data
 ====
 A field's values are either *payload* or *columns* of the index. Columns are: a `scalar` or `label`; an `array` of known
-shape of at most 256 bytes and rank 8; `bytes` and `text` with ``"column": true``. Everything else is payload.
+shape of at most 256 bytes and rank 8, where a dimension of 0 counts as 1; `bytes` and `text` with ``"column": true``.
+Everything else is payload.
 
 With V payload fields, item ``k = i * V + j`` is the value of payload field j (in schema order) of sample i. It occupies
 ``[align_up(ends[k], align_j), ends[k + 1])``, where ``align_j`` is the field's ``align`` or 1. The bytes before it, from
@@ -41,8 +42,8 @@ An array's bytes are its elements in C order. If one dimension is unknown it fol
 more are, the `shape` section holds them. Text is UTF-8, json is UTF-8 JSON text. A null value (see `valid`) has no bytes
 in the payload and zeros in a column.
 
-If all payload fields are arrays of known shape that cannot be null and the first has the largest alignment, items have
-constant positions: with ``stride = align_up(size of one sample's items, align_0)`` sample i begins at
+If all payload fields are arrays of known shape, neither nullable nor empty, and the first has the largest alignment,
+items have constant positions: with ``stride = align_up(size of one sample's items, align_0)`` sample i begins at
 ``4096 + i * stride``. A reader MAY use that instead of `ends`, and MUST check that the end of the data agrees.
 
 Sections
@@ -82,7 +83,8 @@ sample that they describe; names (paths joined by dots) are unique. Options by k
 
 ``dtype`` is bool, int8 .. int64, uint8 .. uint64, float16 .. float64, complex64, complex128, and for arrays also
 bfloat16 (stored as <u2), float8_e4m3fn, float8_e4m3fnuz, float8_e5m2 and float8_e5m2fnuz (|u1). ``shape`` has up to 32
-dimensions of 0 .. 2**32 - 1, null where unknown; none may be 0 beside an unknown one. ``align`` is a power of two up to
+dimensions of 0 .. 2**32 - 1, null where unknown; none may be 0 beside an unknown one, and with 0 counting as 1 their
+product in bytes is below 2**53. ``align`` is a power of two up to
 4096, for arrays at least the item size.
 
 Trailer
@@ -328,7 +330,7 @@ def constant_layout(schema: Schema) -> tuple[int, list[int], int] | None:
     offsets, end = [], 0
     for position in schema.payload:
         field = schema.fields[position]
-        if not isinstance(field.kind, Fixed) or field.kind.nbytes is None or field.kind.nullable:
+        if not isinstance(field.kind, Fixed) or not field.kind.nbytes or field.kind.nullable:
             return None
         offsets.append(align_up(end, field.align))
         end = offsets[-1] + field.kind.nbytes

@@ -43,8 +43,11 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NdArray:
     if size < RECYCLED:
         return np.empty(shape, dtype)
     buffer = None
-    while _free and buffer is None:
-        candidate = _free.pop()
+    while buffer is None:
+        try:
+            candidate = _free.pop()
+        except IndexError:  # none left, maybe since another thread was faster
+            break
         if candidate.nbytes >= size > candidate.nbytes // 2:  # another size is in use now: let it go
             buffer = candidate
     if buffer is None:

@@ -181,13 +181,12 @@ class _Describe:
 
 def _strided(view: memoryview, footer: Footer, kind: Array, offset: int, stride: int) -> NdArray:
     shape = tuple(size for size in kind.shape if size is not None)
-    strides = np.empty((0, *shape), kind.stored).strides[1:] if 0 in shape else None
-    if strides is None:
-        inner = [kind.stored.itemsize]
-        for size in reversed(shape[1:]):
-            inner.insert(0, inner[0] * size)
-        strides = tuple(inner[: len(shape)])
-    return np.ndarray((footer.n, *shape), kind.stored, view, DATA_START + offset, (stride, *strides))
+    if not footer.n:  # the first item would begin behind the file
+        return np.frombuffer(view[:0], kind.stored).reshape(0, *shape)
+    inner = [kind.stored.itemsize]
+    for size in reversed(shape[1:]):
+        inner.insert(0, inner[0] * size)
+    return np.ndarray((footer.n, *shape), kind.stored, view, DATA_START + offset, (stride, *inner[: len(shape)]))
 
 
 def _array_decoder(view: memoryview, footer: Footer, position: int) -> Callable[[memoryview, int], NdArray]:

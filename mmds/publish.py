@@ -50,6 +50,7 @@ class Draft:
 
     def _create(self) -> None:
         while True:
+            self._pid = os.getpid()
             self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
@@ -72,6 +73,8 @@ class Draft:
     def publish(self) -> None:
         """Make the file durable, give it its name, make the name durable."""
         with _storage_errors(self.path):
+            if os.getpid() != self._pid:
+                raise StorageError(errno.EPERM, f"{self._shown}: a forked child must not publish its parent's file")
             os.fsync(self._fd)
             if self.overwrite:
                 os.replace(self._temporary, self.path)
@@ -104,8 +107,9 @@ class Draft:
         """Remove the temporary name and close the file. What was published stays. Calling it again does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            with contextlib.suppress(FileNotFoundError):  # renamed into place
-                os.unlink(self._temporary)
+            if os.getpid() == self._pid:  # a forked child must not take its parent's file away
+                with contextlib.suppress(FileNotFoundError):  # renamed into place
+                    os.unlink(self._temporary)
             os.close(fd)
 
 

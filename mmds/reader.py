@@ -181,13 +181,13 @@ class Reader(Sequence[Any]):
             indices = np.flatnonzero(indices)
         if indices.ndim != 1 or (indices.dtype.kind not in "iu" and indices.size):
             raise TypeError(f"an index array must be one-dimensional integers, or bools of shape ({len(rows)},)")
-        indices = indices.astype(np.int64, copy=False)
         if indices.size:
             low, high = int(indices.min()), int(indices.max())
             if low < -len(rows) or high >= len(rows):
                 raise self.out_of_range(low if low < -len(rows) else high, rows)
-            if low < 0:
-                indices = np.where(indices < 0, indices + len(rows), indices)
+        indices = indices.astype(np.int64, copy=False)  # only now: 2**64 - 1 would have become -1
+        if indices.size and low < 0:
+            indices = np.where(indices < 0, indices + len(rows), indices)
         if rows.start or rows.step != 1:
             indices = indices * rows.step + rows.start
         return indices

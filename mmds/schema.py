@@ -255,6 +255,8 @@ def _infer(sample: Any, path: Path) -> Any:
         return infer(sample)
     except Misfit as misfit:
         raise Misfit(misfit.expected, misfit.got, path_name(path)) from None
+    except SchemaError:
+        raise Misfit("an element type that can be stored", describe(sample), path_name(path)) from None
 
 
 def _assembler(node: Any, functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:

@@ -17,7 +17,7 @@ from mmds import canonical
 from mmds.blocks import BlockStream
 from mmds.dtypes import LOGICAL, as_array
 from mmds.errors import ClosedError, SampleError, SchemaError, printable
-from mmds.fields import Array, Buffer, Fixed, Label, Misfit
+from mmds.fields import Array, Buffer, Fixed, Label, Misfit, describe
 from mmds.format import DATA_START, SECTION_ALIGN, constant_layout, layout, pack_end, pack_header
 from mmds.publish import Draft
 from mmds.schema import Field, Schema
@@ -81,18 +81,18 @@ class Writer:
         """Append one sample."""
         self._check_open()
         try:
-            if self._schema is None:
-                self._start(Schema.infer(sample))
-            assert self._schema is not None
-            leaves = self._schema.leaves(sample)
+            schema = self._schema or Schema.infer(sample)
+            leaves = schema.leaves(sample)
         except Misfit as misfit:
             raise self._sample_error(misfit, misfit.field, self._n) from None
         encoded: list[Encoded] = []
-        for field, value in zip(self._schema.fields, leaves, strict=True):
+        for field, value in zip(schema.fields, leaves, strict=True):
             try:
                 encoded.append(None if value is None and field.kind.nullable else field.kind.encode(value))
             except Misfit as misfit:
                 raise self._sample_error(misfit, field.name, self._n) from None
+        if self._schema is None:
+            self._start(schema)
         try:
             self._append(encoded)
         except BaseException:  # as _ending_on_error, which would cost a microsecond per sample
@@ -112,16 +112,16 @@ class Writer:
         """
         self._check_open()
         try:
-            if self._schema is None:
-                self._start(_infer_batch(columns))
-            assert self._schema is not None
-            leaves = self._schema.leaves(columns)
+            schema = self._schema or _infer_batch(columns)
+            leaves = schema.leaves(columns)
+            sizes = {field.name: _length(leaf, field.name) for field, leaf in zip(schema.fields, leaves, strict=True)}
         except Misfit as misfit:
             raise self._sample_error(misfit, misfit.field, self._n) from None
-        sizes = {field.name: len(leaf) for field, leaf in zip(self._schema.fields, leaves, strict=True)}
         if len(set(sizes.values())) != 1:
             raise SampleError(f"{self._shown}: write_batch: fields of different lengths: {printable(sizes)}")
-        batch = [self._encode_column(field, leaf) for field, leaf in zip(self._schema.fields, leaves, strict=True)]
+        batch = [self._encode_column(field, leaf) for field, leaf in zip(schema.fields, leaves, strict=True)]
+        if self._schema is None:
+            self._start(schema)
         with self._ending_on_error():
             self._append_batch(batch, len(leaves[0]))
 
@@ -174,7 +174,7 @@ class Writer:
 
     def _check_metadata(self) -> None:
         try:
-            canonical.dump(self.metadata)
+            canonical.dump({"metadata": self.metadata})  # one level down, as in the footer
         except (TypeError, ValueError, RecursionError) as error:
             raise SchemaError(f"metadata cannot be written as JSON: {printable(error)}") from None
 
@@ -332,7 +332,11 @@ class Writer:
         stream.write(hashes)
         stream.pad(SECTION_ALIGN)
         root = hashlib.sha256(hashes).hexdigest()
-        stream.write(pack_end(schema, self._n, data_end, sections, root, self.metadata))
+        try:
+            end = pack_end(schema, self._n, data_end, sections, root, self.metadata)
+        except ValueError as error:
+            raise SchemaError(f"{self._shown}: fields and metadata do not fit into a footer: {error}") from None
+        stream.write(end)
         stream.flush()
 
 
@@ -347,16 +351,23 @@ def _labels_fit(kind: Fixed, array: np.ndarray[Any, Any]) -> bool:
     return not isinstance(kind, Label) or not array.size or bool(array.min() >= 0 and array.max() < len(kind.names))
 
 
+def _length(leaf: Any, name: str) -> int:
+    try:
+        return len(leaf)
+    except TypeError:
+        raise Misfit("an array or a list of values", describe(leaf), name) from None
+
+
 def _infer_batch(columns: Any) -> Schema:
     """Return the schema of a batch's first sample."""
 
     def first(node: Any, path: tuple[str | int, ...] = ()) -> Any:
-        if isinstance(node, dict):
+        if isinstance(node, dict) and node:
             return {key: first(child, (*path, key)) for key, child in node.items()}
-        if isinstance(node, tuple):
+        if isinstance(node, tuple) and node:
             return tuple(first(child, (*path, key)) for key, child in enumerate(node))
-        if not hasattr(node, "__getitem__") or not len(node):
-            raise Misfit("a non-empty batch (arrays or lists) to infer the fields from", printable(repr(node), 60))
+        if not hasattr(node, "__getitem__") or getattr(node, "shape", None) == () or not len(node):
+            raise Misfit("a non-empty batch (arrays or lists) to infer the fields from", describe(node))
         if hasattr(node, "__array__"):
             array, name = as_array(node)
             if array.ndim == 1 and name not in LOGICAL:
