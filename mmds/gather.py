@@ -18,7 +18,7 @@ NdArray = np.ndarray[Any, Any]
 
 RECYCLED = 2**18  # bytes from which on a buffer is recycled; below, malloc does that itself
 KEPT_BUFFERS = 4  # unused buffers kept per process: enough for a loop that holds two batches
-PIECES = 8  # of a batch: small enough to share evenly, large enough to be worth a call
+PIECES = 4  # of a batch: enough to share evenly; each costs two waits for the interpreter lock
 SPLIT = 2**21  # bytes from which on a second thread pays: starting it costs about as much as copying 256 KiB
 
 

@@ -56,17 +56,12 @@ def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes) -> list[An
     index: list[Any] = [("ends", None, "<u8", [1])]
     for k, field in enumerate(fields):
         code = CODES["int64" if field["kind"] == "label" else field.get("dtype", "uint8")]
-        shape, unknown = field.get("shape", []), field.get("shape", []).count(None)
+        shape, unknown, itemsize = field.get("shape", []), field.get("shape", []).count(None), np.dtype(code).itemsize
         need(all(size is None or (type(size) is int and 0 <= size < 2**32) for size in shape), "shape")
         if field["kind"] in OPAQUE and field.get("column"):
             total = footer["sections"][len(index)]["shape"][0]
             index += [("values", k, "|u1", [total]), ("value_ends", k, "<u8", [n + 1])]
-        elif (
-            field["kind"] in OPAQUE
-            or unknown
-            or len(shape) > 8
-            or math.prod(size or 1 for size in shape) * np.dtype(code).itemsize > 256
-        ):
+        elif field["kind"] in OPAQUE or unknown or len(shape) > 8 or itemsize * math.prod(s or 1 for s in shape) > 256:
             payload.append(k)
         else:
             index.append(("column", k, code, [n, *shape]))
@@ -103,8 +98,7 @@ def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes) -> list[An
         need(start <= stop <= len(data), "an item outside of the data")
         sizes = iter(arrays.get(("shape", k), {i: [-1]})[i])
         known = [next(sizes) if size is None else size for size in shape]
-        if kind in OPAQUE:
-            return OPAQUE[kind](data[start:stop])
-        return np.frombuffer(data[start:stop], CODES[fields[k]["dtype"]]).reshape(known)
+        found = data[start:stop]
+        return OPAQUE[kind](found) if kind in OPAQUE else np.frombuffer(found, CODES[fields[k]["dtype"]]).reshape(known)
 
     return [nest([(field["path"], value(i, k)) for k, field in enumerate(fields)]) for i in range(n)]
