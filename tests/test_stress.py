@@ -48,6 +48,6 @@ def test_ten_thousand_opens_leave_nothing_behind(tmp_path: Path) -> None:
     for number in range(10_000):
         assert mmds.open(path)[number % 40]["count"] == number % 40
         if number == 100:
-            before = len(os.listdir("/proc/self/fd")), len(maps.read_text().splitlines())
-    assert len(os.listdir("/proc/self/fd")) == before[0]
+            before = len(list(Path("/proc/self/fd").iterdir())), len(maps.read_text().splitlines())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before[0]
     assert len(maps.read_text().splitlines()) <= before[1] + 2
