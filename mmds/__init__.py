@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from mmds.integrity import Damage as Damage
     from mmds.integrity import Verification as Verification
     from mmds.integrity import verify as verify
+    from mmds.opening import open as open
     from mmds.pipeline import Conversion as Conversion
     from mmds.pipeline import convert as convert
     from mmds.reader import Reader as Reader
-    from mmds.reader import open as open
     from mmds.schema import Field as Field
     from mmds.schema import Schema as Schema
     from mmds.writer import Writer as Writer
@@ -35,7 +35,8 @@ _HOME = {
     **dict.fromkeys(("Field", "Schema"), "schema"),
     **dict.fromkeys(("Damage", "Verification", "verify"), "integrity"),
     **dict.fromkeys(("Conversion", "convert"), "pipeline"),
-    **dict.fromkeys(("Reader", "open"), "reader"),
+    "Reader": "reader",
+    "open": "opening",
     "MemoryMappedDataset": "dataset",
     "Writer": "writer",
 }

@@ -19,8 +19,8 @@ except ImportError:
 from mmds.collate import Batch, TensorBatch
 from mmds.fields import Array, Label
 from mmds.leaves import FORMATS, Leaf
+from mmds.opening import open as open_reader
 from mmds.reader import Reader, is_many
-from mmds.reader import open as open_reader
 from mmds.schema import Schema
 
 NdArray = np.ndarray[Any, Any]

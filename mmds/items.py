@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,19 +21,9 @@ from mmds.fields import Array, Fixed, Kind, Variable
 from mmds.format import DATA_START, Section, align_up, constant_layout
 from mmds.gather import empty, take_rows
 from mmds.parse import Footer
+from mmds.store import Items
 
 NdArray = np.ndarray[Any, Any]
-
-
-class Items(Protocol):
-    """All values of one field."""
-
-    @property
-    def get(self) -> Callable[[int], Any]:
-        """The function from a sample's number to its value."""
-
-    def gather(self, indices: NdArray) -> Any:
-        """Return the values of samples `indices`: an ndarray with a first axis more, or a list."""
 
 
 def section_array(view: memoryview, section: Section) -> NdArray:

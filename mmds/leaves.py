@@ -19,11 +19,13 @@ from mmds import decode
 from mmds.dtypes import LOGICAL
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Image, Kind
-from mmds.items import FixedItems, Items, ScatteredItems
+from mmds.items import FixedItems, ScatteredItems
 from mmds.reader import Reader
+from mmds.store import Items, RunItems
 
 NdArray = np.ndarray[Any, Any]
 
+GATHERING = (FixedItems, ScatteredItems, RunItems)  # whose `gather` takes `out=`
 FORMATS = ("torch", "numpy", "pil", "raw")
 
 
@@ -43,7 +45,7 @@ class Leaf:
     @property
     def gathers(self) -> bool:
         """Whether a batch is one array: fixed shape, never null, and a number type that collation keeps."""
-        return isinstance(self.items, (FixedItems, ScatteredItems)) and (
+        return isinstance(self.items, GATHERING) and (
             isinstance(self.kind, Array) or self.items.dtype.kind in "bif" or self.items.dtype.itemsize < 8
         )
 
@@ -54,7 +56,7 @@ class Leaf:
         has made of them, which is `container`.
         """
         if self.gathers:
-            assert isinstance(self.items, (FixedItems, ScatteredItems))
+            assert isinstance(self.items, GATHERING)
             return self._gather(self.items, rows)
         values = [self.get(row) for row in rows.tolist()[first is not None :]]
         try:
@@ -65,7 +67,7 @@ class Leaf:
             )
             raise
 
-    def _gather(self, items: FixedItems | ScatteredItems, rows: NdArray) -> torch.Tensor:
+    def _gather(self, items: FixedItems | ScatteredItems | RunItems, rows: NdArray) -> torch.Tensor:
         if not isinstance(self.kind, Array):  # default collation of Python numbers
             wide = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}[items.dtype.kind]
             return torch.from_numpy(items.gather(rows).astype(wide, copy=False))

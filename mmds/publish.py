@@ -35,10 +35,10 @@ class Draft:
         self.path = Path(os.path.abspath(path))
         self.overwrite = overwrite
         self._fd = -1
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
             if os.path.lexists(self.path):
                 if not overwrite:
-                    raise _exists(self.path)
+                    raise exists_error(self.path)
                 if not stat.S_ISREG(os.stat(self.path).st_mode):
                     raise StorageError(errno.EINVAL, f"{self._shown} exists and is not a file; it is left as it is")
             _reclaim(self.path)
@@ -66,42 +66,22 @@ class Draft:
 
     def write(self, data: memoryview) -> None:
         """Write all of `data`."""
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
             while data:
                 data = data[os.write(self._fd, data) :]
 
     def publish(self) -> None:
         """Make the file durable, give it its name, make the name durable."""
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
             if os.getpid() != self._pid:
                 raise StorageError(errno.EPERM, f"{self._shown}: a forked child must not publish its parent's file")
             os.fsync(self._fd)
             if self.overwrite:
                 os.replace(self._temporary, self.path)
             else:
-                self._link()
-            self._sync_folder()
+                link_into_place(self._temporary, self.path)
+            sync_folder(self.path.parent)
         self.discard()
-
-    def _link(self) -> None:
-        try:
-            os.link(self._temporary, self.path)
-        except FileExistsError:
-            raise _exists(self.path) from None
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            raise StorageError(
-                error.errno,
-                f"{self._shown}: this file system has no hard links; pass overwrite=True to publish by rename",
-            ) from None
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def discard(self) -> None:
         """Remove the temporary name and close the file. What was published stays. Calling it again does nothing."""
@@ -111,6 +91,30 @@ class Draft:
                 with contextlib.suppress(FileNotFoundError):  # renamed into place
                     os.unlink(self._temporary)
             os.close(fd)
+
+
+def link_into_place(temporary: Path, path: Path) -> None:
+    """Give a file a name that nobody else has, or raise `ExistsError`."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise exists_error(path) from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        raise StorageError(
+            error.errno,
+            f"{printable(path)}: this file system has no hard links; pass overwrite=True to publish by rename",
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _reclaim(path: Path) -> None:
@@ -135,12 +139,14 @@ def _reclaim(path: Path) -> None:
             os.close(fd)
 
 
-def _exists(path: Path) -> ExistsError:
+def exists_error(path: Path) -> ExistsError:
+    """Return the error for a destination that exists."""
     return ExistsError(errno.EEXIST, f"{printable(path)} exists already; pass overwrite=True to replace it")
 
 
 @contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into a `StorageError` that names the destination."""
     try:
         yield
     except StorageError:

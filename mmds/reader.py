@@ -12,8 +12,9 @@ from typing import Any, Self, overload
 import numpy as np
 
 from mmds.errors import FormatError, SchemaError, printable
-from mmds.items import FixedItems, Items, NullableItems, open_items
+from mmds.items import FixedItems, NullableItems, open_items
 from mmds.parse import Footer, parse
+from mmds.store import Items, Store
 
 NdArray = np.ndarray[Any, Any]
 
@@ -31,6 +32,8 @@ class MappedFile:
             self.footer = parse(self.view)
         except FormatError as error:
             raise type(error)(f"{printable(self.path)}: {error}") from None
+        self.schema, self.n = self.footer.schema, self.footer.n
+        self.metadata, self.content_id = self.footer.metadata, self.footer.content_id
         self.items: list[Items] = [
             open_items(self.view, self.footer, position, self.path) for position in range(len(self.footer.schema))
         ]
@@ -78,12 +81,12 @@ class Reader(Sequence[Any]):
     A reader may be used by many threads. It follows a fork, but cannot be pickled; `MemoryMappedDataset` can.
     """
 
-    def __init__(self, file: MappedFile, rows: range, fields: Any = None) -> None:
-        self._file = file
+    def __init__(self, store: Store, rows: range, fields: Any = None) -> None:
+        self.store = store
         self._rows = rows
-        schema = file.footer.schema
+        schema = store.schema
         self.fields, positions = (schema, list(range(len(schema)))) if fields is None else schema.select(fields)
-        self.items = [file.items[position] for position in positions]
+        self.items = [store.items[position] for position in positions]
         self.stored_names = [
             schema.names[position] for position in positions
         ]  # in the file, whatever `fields` made of them
@@ -93,22 +96,23 @@ class Reader(Sequence[Any]):
     @property
     def path(self) -> Path:
         """The file that is read."""
-        return Path(self._file.path)
+        return Path(self.store.path)
 
     @property
     def footer(self) -> Footer:
-        """What the file says of itself: sizes, sections, hashes."""
-        return self._file.footer
+        """What an ``.mmds`` file says of itself: sizes, sections, hashes. Other stores have none (AttributeError)."""
+        footer: Footer = self.store.footer  # type: ignore[attr-defined]
+        return footer
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         """What the writer was given as `metadata`."""
-        return self._file.footer.metadata
+        return self.store.metadata
 
     @property
     def content_id(self) -> str:
-        """32 hex digits that name the content of the whole file; equal content has an equal id."""
-        return self._file.footer.content_id
+        """A text that changes when the dataset does: of an ``.mmds`` file, 32 hex digits that name its whole content."""
+        return self.store.content_id
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -206,13 +210,3 @@ def _rows(array: NdArray, rows: range) -> NdArray:
     if not rows:
         return array[:0]
     return array[rows.start : None if rows.stop < 0 else rows.stop : rows.step]
-
-
-def open(path: str | os.PathLike[str], *, fields: Any = None) -> Reader:
-    """Open an ``.mmds`` file for reading; costs the same for ten samples as for a billion.
-
-    `fields` selects: a list of names, or a structure of names that samples shall have (a tuple gives tuples). Raises
-    `FormatError` if the file is not a whole mmds file, `VersionError` if it needs a newer mmds, `FileNotFoundError`.
-    """
-    file = MappedFile(path)
-    return Reader(file, range(file.footer.n), fields)

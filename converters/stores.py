@@ -1,0 +1,106 @@
+"""The stores beside ``.mmds``: one module per library, found by name, by suffix, or by a look at the content.
+
+To add one, write a module with ``open_store(path) -> mmds.store.Store`` and a class ``Writer(StoreWriter)``, and add a line
+to `STORES`; a package of your own does so by an entry point in the group ``mmds.stores`` whose value is a `StoreFormat`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmds.errors import SourceError, missing, printable
+
+if TYPE_CHECKING:
+    from mmds.store import Store
+    from mmds.storewriter import StoreWriter
+
+
+def _starts_with(magic: bytes) -> Callable[[Path], bool]:
+    def check(path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+
+    return check
+
+
+def _contains(*names: str) -> Callable[[Path], bool]:
+    return lambda path: any((path / name).exists() for name in names)
+
+
+@dataclass(frozen=True)
+class StoreFormat:
+    """A line of the table of stores."""
+
+    name: str
+    module: str
+    package: str  # what has to be importable
+    extra: str  # of mmds, that brings the package
+    suffixes: tuple[str, ...]
+    recognise: Callable[[Path], bool]
+
+    def open(self, path: str) -> Store:
+        """Open the store at `path` for reading."""
+        store: Store = self._load("reading").open_store(path)
+        return store
+
+    @property
+    def writer(self) -> type[StoreWriter]:
+        """The class that writes such a store."""
+        writer: type[StoreWriter] = self._load("writing").Writer
+        return writer
+
+    def _load(self, what: str) -> Any:
+        try:
+            importlib.import_module(self.package)
+        except ImportError:
+            raise missing(self.package, self.extra, f"{what} {self.name}") from None
+        return importlib.import_module(self.module)
+
+
+STORES = (
+    StoreFormat("hdf5", "mmds.converters.hdf5", "h5py", "hdf5", (".h5", ".hdf5"), _starts_with(b"\x89HDF\r\n\x1a\n")),
+    StoreFormat("zarr", "mmds.converters.zarr", "zarr", "zarr", (".zarr",), _contains("zarr.json")),
+    StoreFormat(
+        "tiledb", "mmds.converters.tiledb", "tiledb", "tiledb", (".tiledb",), _contains("__tiledb_group.tdb", "__group")
+    ),
+    StoreFormat("npy", "mmds.converters.npy", "numpy", "", (".npyd", ".npz"), _contains("mmds.json")),
+    StoreFormat("lmdb", "mmds.converters.lmdb", "lmdb", "lmdb", (".lmdb",), _contains("data.mdb")),
+    StoreFormat("arrow", "mmds.converters.arrow", "pyarrow", "arrow", (".arrow", ".feather"), _starts_with(b"ARROW1")),
+    StoreFormat("parquet", "mmds.converters.parquet", "pyarrow", "arrow", (".parquet",), _starts_with(b"PAR1")),
+)
+
+
+@cache
+def all_stores() -> dict[str, StoreFormat]:
+    """Return all stores by name: those of mmds, and those that other packages register."""
+    found = {store.name: store for store in STORES}
+    for entry in entry_points(group="mmds.stores"):
+        store = entry.load()
+        found.setdefault(store.name, store)
+    return found
+
+
+def find_store(path: str | os.PathLike[str], format: str | None = None) -> StoreFormat | None:
+    """Return the store called `format`, or the one that `path` shows by suffix or content, or None.
+
+    Raises `SourceError` for a format that there is not.
+    """
+    stores = all_stores()
+    if format is not None:
+        if format not in stores:
+            raise SourceError(f"no store '{printable(format)}'; there are: mmds, {', '.join(stores)}")
+        return stores[format]
+    path = Path(path)
+    by_suffix = [store for store in stores.values() if path.suffix.lower() in store.suffixes]
+    if by_suffix or path.suffix.lower() == ".mmds":
+        return by_suffix[0] if by_suffix else None
+    return next((store for store in stores.values() if store.recognise(path)), None)
