@@ -39,6 +39,8 @@ def main() -> None:
     "-j", "--num-workers", type=click.IntRange(1), help="Readers at the same time; the result does not depend on it."
 )
 @click.option("--from", "source_format", metavar="FORMAT", help="What SOURCE is, if it is not recognised.")
+@click.option("--to", "destination_format", metavar="FORMAT", help="What DESTINATION shall be. Default: by its suffix.")
+@click.option("--fields", metavar="NAMES", help="Only these fields, with commas (from a store).")
 @click.option("--resize", type=click.IntRange(1), help="Resize pictures so that the shorter side has this many pixels.")
 @click.option("--crop", type=click.IntRange(1), help="Then cut out a centred square of this many pixels.")
 @click.option("--encode", metavar="jpeg:QUALITY|png|raw", help="Store pictures like this instead of as they are.")
@@ -64,6 +66,8 @@ def convert(
     destination: Path,
     num_workers: int | None,
     source_format: str | None,
+    destination_format: str | None,
+    fields: str | None,
     limit: int | None,
     on_error: str,
     overwrite: bool,
@@ -72,7 +76,7 @@ def convert(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Pack SOURCE (a folder of pictures) into DESTINATION (an .mmds file)."""
+    """Pack SOURCE (a folder of pictures, or a dataset in any store) into DESTINATION (an .mmds file, or any store)."""
     from mmds.terminal import print_conversion, progress
 
     chosen = {name: value for name, value in options.items() if value is not None}
@@ -83,6 +87,8 @@ def convert(
             source,
             destination,
             source_format=source_format,
+            destination_format=destination_format,
+            fields=fields.split(",") if fields else None,
             num_workers=num_workers,
             limit=limit,
             on_error=on_error,

@@ -97,7 +97,7 @@ def load_chunk(load: Load, chunk: list[Item]) -> list[Any]:
     size = 0
     for item in chunk:
         results.append(_attempt(load, item))
-        size += _nbytes(results[-1])
+        size += nbytes(results[-1])
         if size >= CHUNK_BYTES:
             break
     return results
@@ -113,10 +113,10 @@ def _attempt(load: Load, item: Item) -> Any:
         raise
 
 
-def _nbytes(sample: Any) -> int:
+def nbytes(sample: Any) -> int:
     """Return about how many bytes `sample` holds."""
     if isinstance(sample, (dict, tuple, list)):
-        return sum(map(_nbytes, sample.values() if isinstance(sample, dict) else sample))
+        return sum(map(nbytes, sample.values() if isinstance(sample, dict) else sample))
     size = getattr(sample, "nbytes", None)
     return size if isinstance(size, int) else len(sample) if isinstance(sample, (bytes, str)) else 8
 

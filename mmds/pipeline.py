@@ -1,4 +1,4 @@
-"""Converting: any source that mmds knows, loaded in parallel, to ``.mmds`` files.
+"""Converting: any source or store that mmds knows to any store, in parallel where samples have to be loaded.
 
 The bytes of the output depend on the source and the options that change samples, and on nothing else: not on the number
 of workers, the time, the host, or where the source lies.
@@ -6,6 +6,7 @@ of workers, the time, the host, or where the source lies.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
@@ -16,16 +17,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmds.converters import Ignored, Source, sources
-from mmds.errors import SampleError, SourceError, printable
-from mmds.ordered import Failure, load_in_order
+import numpy as np
+
+from mmds.converters import FORMATS, Ignored, Source, sources
+from mmds.converters.stores import find_store
+from mmds.errors import FormatError, SampleError, SourceError, printable
+from mmds.opening import open_store
+from mmds.ordered import Failure, load_in_order, nbytes
 from mmds.publish import Draft
+from mmds.reader import Reader
+from mmds.samplewriter import SampleWriter
+from mmds.store import Store
 from mmds.writer import Writer
 
 Progress = Callable[[int, int | None, int], None]
 
 ON_ERROR = ("raise", "skip", "quarantine")
 PROGRESS_SECONDS = 0.1
+BATCH_BYTES = 8 * 2**20  # that travel from store to store at once
+FIRST_BATCH, MAX_BATCH = 16, 2**16  # samples: a small batch tells how large they are
 
 
 @dataclass(frozen=True)
@@ -52,10 +62,12 @@ class Conversion:
 
 
 def convert(
-    source: str | os.PathLike[str],
+    source: Any,
     destination: str | os.PathLike[str],
     *,
     source_format: str | None = None,
+    destination_format: str | None = None,
+    fields: Any = None,
     num_workers: int | None = None,
     limit: int | None = None,
     on_error: str = "raise",
@@ -63,9 +75,13 @@ def convert(
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion:
-    """Write the samples of `source` to the ``.mmds`` file `destination`, in the order of the source.
+    """Write the samples of `source` to `destination`, in the order of the source.
 
-    A source with splits gives one file each: ``out-train.mmds``, ``out-val.mmds`` for ``out.mmds``; they are published
+    The source is a folder of pictures, a dataset in any store, or a `datasets.Dataset`; the destination an ``.mmds`` file
+    or any other store. Formats are recognised by suffix and content, or named. Between stores, samples travel as columns,
+    and `fields` selects and shapes them as in `mmds.open`.
+
+    A folder with splits gives one file each: ``out-train.mmds``, ``out-val.mmds`` for ``out.mmds``; they are published
     when all of them are complete. `limit` takes only the first samples of each. `num_workers` is the number of CPUs by
     default. `options` are those of the source's format: ``resize=``, ``crop=``, ``encode=``, ``check=``, ``splits=``
     for a folder of pictures.
@@ -81,6 +97,13 @@ def convert(
     workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
     if workers < 1 or (limit is not None and limit < 0):
         raise ValueError(f"num_workers={num_workers!r}, limit={limit!r}: expected at least 1 and at least 0")
+    reader = _reader(source, source_format, fields, options)
+    if reader is None and fields is not None:
+        raise SourceError(f"fields={fields!r}: the samples of this source have the fields that they have")
+    store = find_store(destination, destination_format) if destination_format != "mmds" else None
+    make_writer: Callable[..., SampleWriter] = Writer if store is None else store.writer
+    if reader is not None:
+        return _copy(reader, make_writer, Path(destination), limit, on_error, overwrite, progress)
     found = sources(source, source_format, **options)
     paths = _outputs(Path(destination), found)
     run = _Run(source, on_error == "raise", progress, sum(_size(each, limit) for each in found))
@@ -89,21 +112,61 @@ def convert(
             run.fail(name, reason)
     if not any(map(len, found)):
         raise SourceError(f"{run.shown}: no samples found{run.first_failure}{_shown_ignored(found)}")
-    report = None
     with ExitStack() as stack:  # every file is opened first and published last
         writers = [
-            stack.enter_context(Writer(path, each.fields, metadata=each.metadata, overwrite=overwrite))
+            stack.enter_context(make_writer(path, each.fields, metadata=each.metadata, overwrite=overwrite))
             for path, each in zip(paths, found, strict=True)
         ]
         for each, writer in zip(found, writers, strict=True):
             run.write(each, writer, workers, limit)
-        if run.total and not sum(map(len, writers)):
-            raise SourceError(f"{run.shown}: none of the {run.total} samples can be used{run.first_failure}")
-        if on_error == "quarantine" and run.bad:
-            report = _quarantine(Path(destination), run.bad)
-        run.report()
+        report = run.end(Path(destination), on_error, sum(map(len, writers)))
     outputs = tuple(Output(path, len(writer)) for path, writer in zip(paths, writers, strict=True))
-    return Conversion(outputs, tuple((_shown(name), reason) for name, reason in run.bad), _ignored(found), report)
+    return Conversion(outputs, run.shown_errors, _ignored(found), report)
+
+
+def _reader(source: Any, format: str | None, fields: Any, options: dict[str, Any]) -> Reader | None:
+    """Return a reader of `source` if it is a dataset in a store; None if its format has to be looked for elsewhere."""
+    if type(source).__module__.partition(".")[0] == "datasets":
+        store: Store = importlib.import_module("mmds.converters.huggingface").as_store(source)
+    elif not isinstance(source, (str, os.PathLike)):
+        raise SourceError(f"cannot convert a {type(source).__name__}; give a path or a datasets.Dataset")
+    elif format in FORMATS or (format is None and not _is_store(source)):
+        return None
+    else:
+        store = open_store(source, format)
+    if options:
+        raise TypeError(f"a dataset in a store has no option {printable(', '.join(options))}")
+    return Reader(store, range(store.n), fields)
+
+
+def _is_store(path: str | os.PathLike[str]) -> bool:
+    return Path(path).is_file() or find_store(path) is not None
+
+
+def _copy(
+    reader: Reader,
+    make_writer: Callable[..., SampleWriter],
+    destination: Path,
+    limit: int | None,
+    on_error: str,
+    overwrite: bool,
+    progress: Progress | None,
+) -> Conversion:
+    """Copy a dataset from one store to another, in columns of about `BATCH_BYTES`."""
+    rows = range(len(reader))[:limit]
+    run = _Run(reader.store.path, on_error == "raise", progress, len(rows))
+    with make_writer(destination, reader.fields, metadata=reader.metadata, overwrite=overwrite) as writer:
+        size = FIRST_BATCH
+        while rows:
+            batch, rows = rows[:size], rows[size:]
+            copied = run.copy(reader, batch, writer)
+            size = max(1, min(MAX_BATCH, int(len(batch) * BATCH_BYTES / max(copied, 1)), 4 * size))
+        report = run.end(destination, on_error, len(writer))
+    left_out: Mapping[str, str] = getattr(reader.store, "left_out", {})
+    ignored: dict[str, Ignored] = {}
+    for name, reason in left_out.items():
+        ignored.setdefault(f"array that is no field ({reason})", Ignored()).add(name)
+    return Conversion((Output(destination, len(writer)),), run.shown_errors, ignored, report)
 
 
 class _Run:
@@ -131,7 +194,35 @@ class _Run:
         """The first failure in words, as the end of a message."""
         return "".join(f"; {_shown(name)}: {reason}" for name, reason in self.bad[:1])
 
-    def write(self, source: Source, writer: Writer, workers: int, limit: int | None) -> None:
+    @property
+    def shown_errors(self) -> tuple[tuple[str, str], ...]:
+        """All failures, safe to print."""
+        return tuple((_shown(name), reason) for name, reason in self.bad)
+
+    def copy(self, reader: Reader, rows: range, writer: SampleWriter) -> int:
+        """Copy samples of a store and return about how many bytes they had; a batch that fails, one by one."""
+        try:
+            batch = reader[np.arange(rows.start, rows.stop)]
+            writer.write_batch(batch)
+        except (FormatError, SampleError):
+            for row in rows:
+                try:
+                    writer.write(reader[row])
+                except (FormatError, SampleError) as error:
+                    self.fail(f"sample {row}", str(error))
+            batch = ()
+        self.count(len(rows))
+        return nbytes(batch)
+
+    def end(self, destination: Path, on_error: str, written: int) -> Path | None:
+        """Check that anything was written, write the quarantine report, and tell the caller that this is all."""
+        if self.total and not written:
+            raise SourceError(f"{self.shown}: none of the {self.total} samples can be used{self.first_failure}")
+        report = _quarantine(destination, self.bad) if on_error == "quarantine" and self.bad else None
+        self.report()
+        return report
+
+    def write(self, source: Source, writer: SampleWriter, workers: int, limit: int | None) -> None:
         """Write all samples of `source`."""
         prefix = source.split and f"{source.split}/"
         items = islice(source.items(), limit)
@@ -145,9 +236,13 @@ class _Run:
                         writer.write(sample)
                     except SampleError as error:
                         self.fail(prefix + item[0], str(error))
-                self._done += 1
-                if self._progress is not None and time.monotonic() - self._reported >= PROGRESS_SECONDS:
-                    self.report()
+                self.count(1)
+
+    def count(self, samples: int) -> None:
+        """Note that more samples are done, and report that from time to time."""
+        self._done += samples
+        if self._progress is not None and time.monotonic() - self._reported >= PROGRESS_SECONDS:
+            self.report()
 
     def report(self) -> None:
         """Tell the caller how far the conversion is."""

@@ -14,7 +14,7 @@ import numpy as np
 from mmds.errors import FormatError, SchemaError, printable
 from mmds.items import FixedItems, NullableItems, open_items
 from mmds.parse import Footer, parse
-from mmds.store import Items, Store
+from mmds.store import Items, MaskedItems, RunItems, Store
 
 NdArray = np.ndarray[Any, Any]
 
@@ -150,14 +150,18 @@ class Reader(Sequence[Any]):
         )
 
     def column(self, name: str) -> Any:
-        """Return all values of one field without a copy: an ndarray with samples as its first axis, or `Strings`.
+        """Return all values of one field: an ndarray with samples as its first axis, or `Strings`.
+
+        From an ``.mmds`` file that is a view, without a copy; other stores read the whole column.
 
         Works for scalars, labels, bytes and text columns, and arrays of fixed shape where all payload fields are such.
         Nulls are zeros or empty there; `valid` tells them apart.
         """
         items = self.items[self.fields.index(name)]
-        if isinstance(items, NullableItems):
+        if isinstance(items, (NullableItems, MaskedItems)):
             items = items.items
+        if isinstance(items, RunItems):
+            return items.gather(np.asarray(self._rows))
         if isinstance(items, FixedItems):
             return _rows(items.array, self._rows)
         if self.fields[self.fields.index(name)].is_payload:
@@ -171,6 +175,8 @@ class Reader(Sequence[Any]):
         items = self.items[self.fields.index(name)]
         if isinstance(items, NullableItems):
             return np.asarray(_rows(items.valid, self._rows), bool)
+        if isinstance(items, MaskedItems):
+            return items.valid(np.asarray(self._rows))
         return np.ones(len(self), bool)
 
     def resolve(self, index: Any, rows: range) -> NdArray:

@@ -74,12 +74,12 @@ class RunItems:
         self._rows = rows
         self.shape = tuple(size for size in kind.dimensions if size is not None)
         self.dtype = kind.stored
-        self._is_array = isinstance(kind, Array)
+        self.is_array = isinstance(kind, Array)
 
     def get(self, index: int) -> Any:
         """Return the value of sample `index`."""
         row = np.asarray(self._rows(index, index + 1))
-        return row[0, ...].astype(self.dtype, copy=False) if self._is_array else row.item()
+        return row[0, ...].astype(self.dtype, copy=False) if self.is_array else row.item()
 
     def gather(self, indices: NdArray, out: NdArray | None = None) -> NdArray:
         """Return the values of samples `indices` as one array, in `out` if given."""
@@ -151,17 +151,38 @@ class MaskedItems:
 
     def gather(self, indices: NdArray) -> list[Any]:
         """Return the values of samples `indices` as a list with None for nulls."""
-        valid = np.empty(len(indices), bool)
-        for start, stop, positions in runs(indices):
-            valid[positions] = np.asarray(self._valid(start, stop))[indices[positions] - start] != 0
         values: list[Any] = [None] * len(indices)
-        kept = np.flatnonzero(valid)
+        kept = np.flatnonzero(self.valid(indices))
         found = self.items.gather(indices[kept])
-        found = found.tolist() if isinstance(found, np.ndarray) and found.ndim == 1 and not self._is_array else found
+        if isinstance(self.items, RunItems) and not self.items.is_array:
+            found = found.tolist()  # Python numbers, as `get` returns them
         for position, value in zip(kept.tolist(), found, strict=True):
             values[position] = value
         return values
 
-    @property
-    def _is_array(self) -> bool:
-        return bool(getattr(self.items, "_is_array", True))
+    def valid(self, indices: NdArray) -> NdArray:
+        """Return whether each of samples `indices` has a value: bool of shape (B,)."""
+        valid = np.empty(len(indices), bool)
+        for start, stop, positions in runs(indices):
+            valid[positions] = np.asarray(self._valid(start, stop))[indices[positions] - start] != 0
+        return valid
+
+
+class ListItems:
+    """Values that a library already delivers one by one: ``rows(start, stop)`` gives a sequence of them."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def get(self, index: int) -> Any:
+        """Return the value of sample `index`."""
+        return self._rows(index, index + 1)[0]
+
+    def gather(self, indices: NdArray) -> list[Any]:
+        """Return the values of samples `indices` as a list."""
+        found: list[Any] = [None] * len(indices)
+        for start, stop, positions in runs(indices):
+            values = self._rows(start, stop)
+            for position in positions.tolist():
+                found[position] = values[int(indices[position]) - start]
+        return found

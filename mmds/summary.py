@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmds.converters.stores import find_store
 from mmds.fields import Array, Fixed, Kind, Label, Scalar
 from mmds.format import DATA_START, MAJOR, MINOR
 from mmds.items import NullableItems
-from mmds.reader import Reader
+from mmds.reader import MappedFile, Reader
+from mmds.store import MaskedItems
 
 CHUNK = 2**22  # labels that are counted at once, so that a large column does not become private memory
 
@@ -34,20 +37,20 @@ def class_counts(reader: Reader, position: int) -> list[int]:
     """Return the number of samples of each class of a label field; nulls do not count."""
     kind, items = reader.fields[position].kind, reader.items[position]
     column = reader.column(reader.fields[position].name)
-    valid = items.valid if isinstance(items, NullableItems) else None
+    nullable = isinstance(items, (NullableItems, MaskedItems))
+    valid = reader.valid(reader.fields[position].name) if nullable else None
     counts = np.zeros(len(kind.names), np.int64)
     for start in range(0, len(column), CHUNK):
         labels = column[start : start + CHUNK]
         if valid is not None:
-            labels = labels[valid[start : start + CHUNK] != 0]
+            labels = labels[valid[start : start + CHUNK]]
         known = labels[(labels >= 0) & (labels < len(counts))]
         counts += np.bincount(known, minlength=len(counts))
     return [int(count) for count in counts]
 
 
 def summarize(reader: Reader) -> dict[str, Any]:
-    """Return what is in a file, as values that JSON can hold: samples, sizes in bytes, fields, class counts, metadata."""
-    footer = reader.footer
+    """Return what is in a dataset, as values that JSON can hold: samples, sizes in bytes, fields, class counts, metadata."""
     fields = []
     for position, field in enumerate(reader.fields):
         entry: dict[str, Any] = {
@@ -55,22 +58,28 @@ def summarize(reader: Reader) -> dict[str, Any]:
             "kind": field.kind.name,
             "type": type_name(field.kind),
             "nullable": field.kind.nullable,
-            "stored": "payload" if field.is_payload else "index",
         }
         if isinstance(field.kind, Fixed):
             entry["bytes_per_sample"] = field.kind.nbytes
         if isinstance(field.kind, Label):
             entry["classes"] = dict(zip(field.kind.names, class_counts(reader, position), strict=True))
         fields.append(entry)
-    data = footer.data_end - DATA_START
-    return {
-        "path": str(reader.path),
-        "format": f"mmds {MAJOR}.{MINOR}",
-        "content_id": footer.content_id,
-        "samples": len(reader),
-        "file_bytes": footer.file_length,
-        "data_bytes": data,
-        "index_bytes": footer.file_length - footer.data_end,
-        "fields": fields,
-        "metadata": dict(footer.metadata),
-    }
+    summary: dict[str, Any] = {"path": str(reader.path), "content_id": reader.content_id, "samples": len(reader)}
+    if isinstance(reader.store, MappedFile):
+        footer = reader.footer
+        for entry, field in zip(fields, reader.fields, strict=True):
+            entry["stored"] = "payload" if field.is_payload else "index"
+        summary["format"] = f"mmds {MAJOR}.{MINOR}"
+        summary["data_bytes"] = footer.data_end - DATA_START
+        summary["index_bytes"] = footer.file_length - footer.data_end
+    else:
+        found = find_store(reader.path)
+        summary["format"] = "other" if found is None else found.name
+    return {**summary, "file_bytes": tree_size(reader.path), "fields": fields, "metadata": dict(reader.metadata)}
+
+
+def tree_size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from mmds.errors import printable
 from mmds.pipeline import Conversion
+from mmds.summary import tree_size
 
 HISTOGRAM_CLASSES = 30  # more do not help anybody on one screen
 LISTED_ERRORS = 20
@@ -76,7 +77,7 @@ def print_conversion(conversion: Conversion) -> None:
     """Print what a conversion did: files to stdout; bad and ignored things, all counted and named, to stderr."""
     for output in conversion.outputs:
         sys.stdout.write(
-            f"{printable(output.path, 4096)}: {output.samples:,} samples, {size(output.path.stat().st_size)}\n"
+            f"{printable(output.path, 4096)}: {output.samples:,} samples, {size(tree_size(output.path))}\n"
         )
     for reason, ignored in conversion.ignored.items():
         names = ", ".join(printable(name) for name in ignored.examples)
@@ -113,11 +114,13 @@ def print_summary(summary: dict[str, Any]) -> None:
     out = Console(highlight=False, soft_wrap=True)
     out.print(Text(printable(summary["path"], 4096), style="bold"))
     samples, total = summary["samples"], summary["file_bytes"]
+    parts = ""
+    if "data_bytes" in summary:
+        parts = f" = {size(summary['data_bytes'])} data + {size(summary['index_bytes'])} index"
     average = f", {size(total // samples)} each" if samples else ""
     out.print(
         Text(
-            f"{samples:,} samples{average}; {size(total)} = {size(summary['data_bytes'])} data"
-            f" + {size(summary['index_bytes'])} index; {summary['format']}, content {summary['content_id']}"
+            f"{samples:,} samples{average}; {size(total)}{parts}; {summary['format']}, content {summary['content_id']}"
         )
     )
     rows = [
@@ -125,7 +128,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             printable(field["name"]),
             field["kind"] + ("?" if field["nullable"] else ""),
             field["type"],
-            field["stored"],
+            field.get("stored", ""),
             "" if field.get("bytes_per_sample") is None else f"{field['bytes_per_sample']:,}",
         ]
         for field in summary["fields"]
