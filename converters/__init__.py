@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmds.errors import SourceError, printable
+from mmds.errors import OptionError, SourceError, printable
 
 Item = tuple[Any, ...]  # its first element is the name that people see; it must pickle, and cheaply
 
@@ -102,7 +102,7 @@ FORMATS = {"imagefolder": Format("mmds.converters.imagefolder", "a folder of pic
 def sources(path: str | os.PathLike[str], format: str | None = None, **options: Any) -> list[Source]:
     """Return the sources that `path` gives, one per output file, read as `format` or as what it is recognised to be.
 
-    Raises `SourceError` if it is nothing known, `FileNotFoundError`, and `TypeError` for an option that the format
+    Raises `SourceError` if it is nothing known, `FileNotFoundError`, and `OptionError` for an option that the format
     does not have.
     """
     path = Path(path)
@@ -116,5 +116,5 @@ def sources(path: str | os.PathLike[str], format: str | None = None, **options: 
     chosen = FORMATS[found[0]]
     for name in options:
         if name not in chosen.options:
-            raise TypeError(f"{found[0]} has no option '{printable(name)}'; there are: {', '.join(chosen.options)}")
+            raise OptionError(f"{found[0]} has no option '{printable(name)}'; there are: {', '.join(chosen.options)}")
     return chosen.open(path, **options)

@@ -2,60 +2,66 @@
 
 A field at path ("target", "boxes") is the array ``target/boxes``:
 
-* fixed shape: ``target/boxes`` (N, *shape);
+* fixed shape: ``target/boxes`` (N, *shape); no array at all where the shape leaves no elements;
 * anything else: ``target/boxes/values`` (total elements or bytes,) and ``target/boxes/offsets`` <u8 (N + 1,): sample i is
   ``values[offsets[i]:offsets[i + 1]]``; with two or more unknown dimensions also ``target/boxes/shape`` <u4 (N, unknown);
-* nullable: also ``__valid__/target/boxes`` bool (N,).
+* nullable: also ``_valid/target/boxes`` bool (N,).
 
-Keys are percent-encoded where they hold anything but letters, digits, ``_``, ``-`` and ``.``. The schema stands under the
-attribute "mmds" of the group. Without it, the arrays of a foreign group are fields as they are.
+A single value is ``value``. Keys are percent-encoded where they hold anything but letters, digits, ``_``, ``-``, ``.`` and
+``~``, and where a library has a meaning of its own for them. The schema stands under "mmds" in the attributes of the group.
+
+Nothing is compressed: what is large in a training set mostly is already, or is decoded anew in every epoch, and a row of an
+uncompressed chunk costs no more than its own bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import numpy as np
 
-from mmds import canonical
 from mmds.columns import Column
-from mmds.dtypes import dtype_name
-from mmds.errors import FormatError, SchemaError, printable
-from mmds.fields import Array, Fixed, Kind, Scalar
+from mmds.errors import SchemaError, printable
+from mmds.fields import Array, Fixed, Kind
 from mmds.schema import Field, Schema
-from mmds.store import Items, MaskedItems, RaggedItems, RunItems
 from mmds.storewriter import StoreWriter
 
 NdArray = np.ndarray[Any, Any]
 
-CHUNK_BYTES = (
-    2**16
-)  # of an array: a random sample then costs one read of about what a disk delivers in the time of a seek
-VALID = "__valid__"
+CHUNK_BYTES = 2**16  # of an array: what a disk delivers in the time of a seek, so a random sample costs one read of it
+BLOCK_BYTES = 2**26  # at most so much waits in memory until an array gets it as one block, over all arrays
+MAX_KEY = 200  # characters of an encoded key: file systems take 255 bytes for a name with its suffix
+VALID = "_valid"
+RESERVED = {VALID, "zarr.json", "mmds.json"}
 
 
-class Rows(Protocol):
-    """An array of a library, as far as reading goes."""
+def encoded_key(key: str | int) -> str:
+    """Return the part of an array's name that stands for one key of a path. No two keys give the same.
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> Any: ...
-    def __getitem__(self, rows: slice) -> Any: ...
+    >>> [encoded_key(key) for key in ("boxes", 0, "a/b", "", "..", "__meta")]
+    ['boxes', '0', 'a%2Fb', '%', '%2E.', '%5F_meta']
+    """
+    text = quote(str(key), safe="") or "%"
+    if text.startswith(("__", ".")) or text in RESERVED:
+        text = f"%{ord(text[0]):02X}{text[1:]}"
+    if len(text) > MAX_KEY:
+        text = f"{text[: MAX_KEY // 2]}%%{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    return text
 
 
 def array_name(field: Field) -> str:
     """Return the name of a field's array, or of the group of its arrays.
 
+    >>> from mmds.fields import Scalar
     >>> array_name(Field(("a/b", 0), Scalar("int8")))
     'a%2Fb/0'
     """
-    keys = [quote(str(key), safe="") for key in field.path] or ["value"]
-    return "/".join("%2E" * len(key) if set(key) == {"."} else key or "%" for key in keys)
+    return "/".join(map(encoded_key, field.path)) or "value"
 
 
 def specifications(field: Field) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
@@ -63,7 +69,8 @@ def specifications(field: Field) -> dict[str, tuple[np.dtype[Any], tuple[int, ..
     kind, name = field.kind, array_name(field)
     found: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
     if isinstance(kind, Fixed) and not kind.unknown:
-        found[name] = (kind.stored, tuple(size for size in kind.dimensions if size is not None))
+        if kind.nbytes:
+            found[name] = (kind.stored, row_shape(kind))
     else:
         found[f"{name}/values"] = (kind.stored if isinstance(kind, Fixed) else np.dtype("u1"), ())
         found[f"{name}/offsets"] = (np.dtype("<u8"), ())
@@ -74,181 +81,108 @@ def specifications(field: Field) -> dict[str, tuple[np.dtype[Any], tuple[int, ..
     return found
 
 
-def chunk_rows(dtype: np.dtype[Any], row: tuple[int, ...]) -> int:
-    """Return how many rows one chunk of an array should have."""
-    return max(1, CHUNK_BYTES // max(1, math.prod(row) * dtype.itemsize))
+def row_shape(kind: Fixed) -> tuple[int, ...]:
+    """Return the shape of one value of a kind without unknown dimensions."""
+    return tuple(size for size in kind.dimensions if size is not None)
+
+
+class Blocks:
+    """Rows on their way to an array, which gets them in blocks of `size` rows and multiples of it; at the end the rest."""
+
+    def __init__(self, write: Callable[[NdArray], None], dtype: np.dtype[Any], row: tuple[int, ...], size: int) -> None:
+        self._write, self._size = write, size
+        self._buffer = np.empty((size, *row), dtype)
+        self._filled = 0
+
+    def append(self, rows: NdArray) -> None:
+        """Take over `rows`; nothing refers to them afterwards."""
+        while len(rows):
+            if not self._filled and len(rows) >= self._size:
+                count = len(rows) - len(rows) % self._size
+                self._write(rows[:count])
+            else:
+                count = min(len(rows), self._size - self._filled)
+                self._buffer[self._filled : self._filled + count] = rows[:count]
+                self._filled += count
+                if self._filled == self._size:
+                    self.flush()
+            rows = rows[count:]
+
+    def flush(self) -> None:
+        """Hand on what is left."""
+        if self._filled:
+            self._write(self._buffer[: self._filled])
+            self._filled = 0
 
 
 class ArrayWriter(StoreWriter):
-    """Base of the writers of named arrays. A subclass implements the four methods at the end."""
+    """Base of the writers of named arrays. A subclass implements the three methods at the end."""
+
+    block_bytes: ClassVar[int] = BLOCK_BYTES
 
     def create(self, schema: Schema) -> None:
         self._fields = schema.fields
-        names = Counter(name for field in schema for name in specifications(field))
-        if max(names.values()) > 1 or any(field.path[:1] == (VALID,) for field in schema):
-            raise SchemaError(f"{self._shown}: fields would share the array {printable(names.most_common(1)[0][0])}")
+        needed = [(name, *found) for field in schema for name, found in specifications(field).items()]
+        shared = [name for name, count in Counter(name for name, _, _ in needed).items() if count > 1]
+        if shared:
+            raise SchemaError(f"{self._shown}: fields would share the array {printable(shared[0])}")
         self.create_group()
-        self._totals = dict.fromkeys(range(len(schema)), 0)
-        self._arrays: dict[str, Any] = {}
+        self._totals = [0] * len(schema)
+        self._blocks: dict[str, Blocks] = {}
+        for name, dtype, row in needed:
+            row_bytes = math.prod(row) * dtype.itemsize
+            chunk = max(1, CHUNK_BYTES // row_bytes)
+            block = chunk * max(1, self.block_bytes // len(needed) // (chunk * row_bytes))
+            self._blocks[name] = Blocks(self.create_array(name, dtype, row, chunk, block), dtype, row, block)
         for field in schema:
-            for name, (dtype, row) in specifications(field).items():
-                self._arrays[name] = self.create_array(name, dtype, row)
-                if name.endswith("/offsets") and name == f"{array_name(field)}/offsets":
-                    self.append_rows(self._arrays[name], np.zeros(1, dtype))
+            if f"{array_name(field)}/offsets" in specifications(field):
+                self._blocks[f"{array_name(field)}/offsets"].append(np.zeros(1, "<u8"))
 
     def append(self, columns: list[Column], size: int) -> None:
         for position, (field, column) in enumerate(zip(self._fields, columns, strict=True)):
             name, kind = array_name(field), field.kind
-            if isinstance(column.values, np.ndarray):
-                self.append_rows(self._arrays[name], column.values)
-            else:
+            if not isinstance(column.values, np.ndarray):
                 self._append_ragged(position, name, kind, column.values)
+            elif name in self._blocks:
+                self._blocks[name].append(column.values)
             if column.valid is not None:
-                self.append_rows(self._arrays[f"{VALID}/{name}"], column.valid)
+                self._blocks[f"{VALID}/{name}"].append(column.valid)
 
     def _append_ragged(self, position: int, name: str, kind: Kind, values: list[Any]) -> None:
         if isinstance(kind, Array):
             parts = [np.empty(0, kind.stored) if value is None else value.reshape(-1) for value in values]
-            joined = np.concatenate(parts)
-            sizes = [part.size for part in parts]
             if kind.unknown > 1:
-                self.append_rows(self._arrays[f"{name}/shape"], _unknown_sizes(kind, values))
+                self._blocks[f"{name}/shape"].append(_unknown_sizes(kind, values))
         else:
-            data = [b"" if value is None else bytes(value) for value in values]
-            joined = np.frombuffer(b"".join(data), np.uint8)
-            sizes = [len(part) for part in data]
-        ends = self._totals[position] + np.cumsum(sizes, dtype=np.int64)
+            parts = [np.frombuffer(b"" if value is None else value, np.uint8) for value in values]
+        ends = self._totals[position] + np.cumsum([part.size for part in parts], dtype=np.int64)
         self._totals[position] = int(ends[-1])
-        if joined.size:
-            self.append_rows(self._arrays[f"{name}/values"], joined)
-        self.append_rows(self._arrays[f"{name}/offsets"], ends.astype("<u8"))
+        self._blocks[f"{name}/values"].append(np.concatenate(parts))
+        self._blocks[f"{name}/offsets"].append(ends.astype("<u8"))
 
     def finish(self, schema: Schema) -> None:
-        self.describe_group(self.description(schema))
+        for blocks in self._blocks.values():
+            blocks.flush()
+        self.describe(self.description(schema))
 
     def create_group(self) -> None:
         """Create the empty group at `self.staging.content`."""
         raise NotImplementedError
 
-    def create_array(self, name: str, dtype: np.dtype[Any], row: tuple[int, ...]) -> Any:
-        """Return a new array of shape (0, *row), whose name may lead through groups."""
+    def create_array(
+        self, name: str, dtype: np.dtype[Any], row: tuple[int, ...], chunk: int, block: int
+    ) -> Callable[[NdArray], None]:
+        """Create an array of shape (0, *row), whose name may lead through groups; return the function that appends rows.
+
+        A chunk should have `chunk` rows, and rows will come in multiples of `block` rows, which is one of `chunk`.
+        """
         raise NotImplementedError
 
-    def append_rows(self, array: Any, rows: NdArray) -> None:
-        """Append `rows` to an array that `create_array` has returned."""
-        raise NotImplementedError
-
-    def describe_group(self, description: str) -> None:
-        """Write the attribute "mmds"; all arrays are complete."""
+    def describe(self, description: str) -> None:
+        """Write the group's attribute "mmds"; all arrays are complete."""
         raise NotImplementedError
 
 
 def _unknown_sizes(kind: Array, values: list[Any]) -> NdArray:
     axes = [axis for axis, size in enumerate(kind.shape) if size is None]
     return np.array([[0 if value is None else value.shape[axis] for axis in axes] for value in values], "<u4")
-
-
-class ArrayStore:
-    """A group of named arrays as a `Store`; keeps `library` (an open file) alive."""
-
-    def __init__(
-        self,
-        path: str,
-        arrays: Mapping[str, Rows],
-        description: str | bytes | None,
-        content_id: str,
-        library: Any = None,
-    ) -> None:
-        self.path, self.content_id, self._library = path, content_id, library
-        self.left_out: dict[str, str] = {}
-        self.metadata: Mapping[str, Any] = {}
-        if description is None:
-            self.schema, self.n = self._foreign(arrays)
-        else:
-            try:
-                said = canonical.load(description.encode() if isinstance(description, str) else bytes(description))
-                self.schema, self.n, self.metadata = Schema.from_json(said["fields"]), said["n"], said["metadata"]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise FormatError(f'{printable(path)}: the attribute "mmds" is malformed: {printable(error)}') from None
-            if type(self.n) is not int or self.n < 0 or not isinstance(self.metadata, dict):
-                raise FormatError(f'{printable(path)}: the attribute "mmds" is malformed')
-            for field in self.schema:
-                self._check(arrays, field)
-        self.items: list[Items] = [self._items(arrays, field) for field in self.schema]
-
-    def _foreign(self, arrays: Mapping[str, Rows]) -> tuple[Schema, int]:
-        """Return the schema of all arrays that share the first dimension which most of them have."""
-        kinds: dict[str, Kind] = {}
-        for name, array in arrays.items():
-            try:
-                if not array.shape:
-                    raise SchemaError("it has no sample axis")
-                kinds[name] = self.kind_of(array)
-            except SchemaError as error:
-                self.left_out[name] = str(error)
-        lengths = Counter(arrays[name].shape[0] for name in kinds).most_common()
-        if not lengths:
-            reasons = "; ".join(f"{printable(name)}: {reason}" for name, reason in self.left_out.items())
-            raise FormatError(f"{printable(self.path)}: no arrays that could be samples{reasons and f' ({reasons})'}")
-        n = max((length for length, count in lengths if count == lengths[0][1]), default=0)
-        for name in list(kinds):
-            if arrays[name].shape[0] != n:
-                self.left_out[name] = f"its first dimension is {arrays[name].shape[0]}, not {n}"
-                del kinds[name]
-        structure: dict[str, Any] = {}
-        for name, kind in kinds.items():
-            *groups, last = name.split("/")
-            node = structure
-            for group in groups:
-                node = node.setdefault(group, {})
-            node[last] = kind
-        return Schema(structure), n
-
-    def kind_of(self, array: Rows) -> Kind:
-        """Return the kind of field that a foreign array is; `SchemaError` with the reason where it is none."""
-        name = dtype_name(array.dtype)
-        return Array(name, array.shape[1:]) if len(array.shape) > 1 else Scalar(name)
-
-    def _check(self, arrays: Mapping[str, Rows], field: Field) -> None:
-        """Check that every array of a field is there, with its dtype and shape."""
-        for name, (dtype, row) in specifications(field).items():
-            if name not in arrays:
-                raise FormatError(f"{printable(self.path)}: the array {printable(name)} is missing")
-            array = arrays[name]
-            rows = None if name.endswith("/values") else self.n + name.endswith("/offsets")
-            if np.dtype(array.dtype) != dtype or array.shape[1:] != row or rows not in (None, array.shape[0]):
-                raise FormatError(
-                    f"{printable(self.path)}: the array {printable(name)} is {array.dtype} {array.shape}, expected {dtype} "
-                    f"{('any' if rows is None else rows, *row)}"
-                )
-
-    def _items(self, arrays: Mapping[str, Rows], field: Field) -> Items:
-        kind, name = field.kind, array_name(field)
-        items: Items
-        foreign = "/".join(map(str, field.path))
-        if name in arrays or foreign in arrays:
-            array = arrays[name if name in arrays else foreign]
-            if not isinstance(kind, Fixed) or kind.unknown:
-                return self.other_items(array)
-            return self._masked(RunItems(rows_of(array), kind), arrays, field)
-        shape = f"{name}/shape"
-        items = RaggedItems(
-            rows_of(arrays[f"{name}/values"]),
-            rows_of(arrays[f"{name}/offsets"]),
-            field,
-            self.path,
-            rows_of(arrays[shape]) if isinstance(kind, Array) and kind.unknown > 1 else None,
-        )
-        return self._masked(items, arrays, field)
-
-    def other_items(self, array: Any) -> Items:
-        """Return the values of a foreign array whose kind is not one of fixed shape."""
-        raise NotImplementedError
-
-    def _masked(self, items: Items, arrays: Mapping[str, Rows], field: Field) -> Items:
-        return MaskedItems(items, rows_of(arrays[f"{VALID}/{array_name(field)}"])) if field.kind.nullable else items
-
-
-def rows_of(array: Rows) -> Any:
-    """Return the function (start, stop) -> rows of an array."""
-    return lambda start, stop: array[start:stop]

@@ -7,53 +7,53 @@ that declare much more than the file holds.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
 
-from mmds.converters.arrays import ArrayStore, ArrayWriter, Rows, chunk_rows
+from mmds.converters.arrays import ArrayWriter
+from mmds.converters.arraystore import ArrayStore, Rowed, blaming, refuse_inflation
 from mmds.errors import FormatError, SchemaError, printable
 from mmds.fields import Array, Kind, Text
-from mmds.store import Items, ListItems, file_identity
+from mmds.store import Rows, file_identity
 
 NdArray = np.ndarray[Any, Any]
 
-MAX_RATIO = 1100  # of declared to stored bytes: deflate, the filter with the highest ratio in use, reaches 1032
 CACHE_BYTES = 2**20  # of chunks per dataset: random access seldom comes back, so more would be wasted private memory
 MAX_DEPTH = 32
+DESCRIPTION = "__mmds__"  # no field's array is called so
 
 
 class Writer(ArrayWriter):
     """Writes an HDF5 file. Chunks hold whole samples, about 64 KiB of them, for random access."""
 
+    block_bytes: ClassVar[int] = 2**22
     _file: Any = None
 
     def create_group(self) -> None:
         self._file = h5py.File(self.staging.content, "w", libver=("v110", "v110"))
 
-    def create_array(self, name: str, dtype: np.dtype[Any], row: tuple[int, ...]) -> Any:
-        empty = 0 in row
-        return (
-            self._file.create_dataset(
-                name, (0, *row), dtype, maxshape=(None, *row), chunks=None if empty else (chunk_rows(dtype, row), *row)
-            )
-            if not empty
-            else self._file.create_dataset(
-                name, (0, *row), dtype, maxshape=(None, *row), chunks=(1, *(size or 1 for size in row))
-            )
-        )
+    def create_array(
+        self, name: str, dtype: np.dtype[Any], row: tuple[int, ...], chunk: int, block: int
+    ) -> Callable[[NdArray], None]:
+        array = self._file.create_dataset(name, (0, *row), dtype, maxshape=(None, *row), chunks=(chunk, *row))
+        start = 0
 
-    def append_rows(self, array: Any, rows: NdArray) -> None:
-        start = array.shape[0]
-        array.resize(start + len(rows), axis=0)
-        if rows.size:
+        def append(rows: NdArray) -> None:
+            nonlocal start
+            array.resize(start + len(rows), axis=0)
             array[start:] = rows
+            start += len(rows)
 
-    def describe_group(self, description: str) -> None:
+        return append
+
+    def describe(self, description: str) -> None:
         # As a dataset: an attribute must fit into an object header of 64 KiB, and a schema may be larger.
         self._file.attrs["mmds"] = 1
-        self._file.create_dataset("__mmds__", data=np.frombuffer(description.encode(), np.uint8))
+        self._file.create_dataset(DESCRIPTION, data=np.frombuffer(description.encode(), np.uint8))
 
     def close_library(self) -> None:
         if self._file is not None:
@@ -64,7 +64,7 @@ class Writer(ArrayWriter):
 class HDF5Store(ArrayStore):
     """An open HDF5 file."""
 
-    def kind_of(self, array: Rows) -> Kind:
+    def kind_of(self, array: Rowed) -> Kind:
         if h5py.check_string_dtype(array.dtype) is not None:
             if len(array.shape) > 1:
                 raise SchemaError("an array of strings per sample")
@@ -74,30 +74,37 @@ class HDF5Store(ArrayStore):
             return Array(element, (None,))
         return super().kind_of(array)
 
-    def other_items(self, array: Any) -> Items:
+    def list_of(self, array: Any, name: str) -> Rows:
         if h5py.check_string_dtype(array.dtype) is not None:
-            return ListItems(lambda start, stop: array.asstr()[start:stop].tolist())
-        return ListItems(lambda start, stop: list(array[start:stop]))
+            array = _Strings(array)
+        return super().list_of(array, name)
+
+
+class _Strings:
+    """A dataset of strings, read as str."""
+
+    def __init__(self, array: Any) -> None:
+        self.shape, self._array = array.shape, array
+
+    def __getitem__(self, rows: slice) -> Any:
+        return self._array.asstr()[rows]
 
 
 def open_store(path: str) -> HDF5Store:
     """Open an HDF5 file; `FormatError` where it is none or asks for more than its own bytes."""
     identity = file_identity(path)
-    try:
-        file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES, locking=False)
-    except OSError as error:
-        raise FormatError(f"{printable(path)}: not a readable HDF5 file: {printable(error)}") from None
     arrays: dict[str, Any] = {}
-    try:
+    with blaming(f"{printable(path)}: not a readable HDF5 file"):
+        file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
+    with blaming(f"{printable(path)}: damaged"):
         _collect(path, file, "", arrays, 0)
+        refuse_inflation(path, sum(array.nbytes for array in arrays.values() if array.shape), Path(path).stat().st_size)
         description = None
         if "mmds" in file.attrs:
-            if "__mmds__" not in arrays:
-                raise FormatError(f"{printable(path)}: the dataset __mmds__ with the schema is missing")
-            description = bytes(arrays.pop("__mmds__")[:].tobytes())
+            if DESCRIPTION not in arrays:
+                raise FormatError(f"{printable(path)}: the dataset {DESCRIPTION} with the schema is missing")
+            description = arrays.pop(DESCRIPTION)[:].tobytes()
         return HDF5Store(path, arrays, description, identity, file)
-    except (OSError, RuntimeError, KeyError) as error:  # how h5py reports damaged structures
-        raise FormatError(f"{printable(path)}: damaged: {printable(error)}") from None
 
 
 def _collect(path: str, group: Any, prefix: str, arrays: dict[str, Any], depth: int) -> None:
@@ -114,13 +121,6 @@ def _collect(path: str, group: Any, prefix: str, arrays: dict[str, Any], depth: 
         if isinstance(found, h5py.Group):
             _collect(path, found, name + "/", arrays, depth + 1)
         elif isinstance(found, h5py.Dataset):
-            _refuse_tricks(where, found)
+            if found.is_virtual or found.external:
+                raise FormatError(f"{where}: virtual or external storage refused: data must be in the file itself")
             arrays[name] = found
-
-
-def _refuse_tricks(where: str, dataset: Any) -> None:
-    if dataset.is_virtual or dataset.external:
-        raise FormatError(f"{where}: virtual or external storage refused: data must be in the file itself")
-    stored = dataset.id.get_storage_size()
-    if dataset.shape is not None and dataset.nbytes > max(stored * MAX_RATIO, 2**20):
-        raise FormatError(f"{where}: declares {dataset.nbytes} bytes, but the file holds {stored} of them")

@@ -30,7 +30,7 @@ from mmds.errors import SourceError
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 OUTSIDE = "picture outside every class folder"
 EMPTY_CLASS = "class folder without pictures"
-HIDDEN = "hidden folder beside the splits"
+BESIDE = "folder beside the splits"
 
 Item = tuple[str, int | None]  # the path relative to the root, the label if there is one
 
@@ -54,16 +54,15 @@ def sources(
     recipe, decode = Recipe(resize, crop, encode), check == "decode"
     real = os.path.realpath(path)
     root = Tree(real, real)
-    if splits is None:
-        splits = _are_splits(root)
-    if not splits:
+    found = _are_splits(root) if splits is None else splits
+    if not found:
         return [ImageFolder("", root, _classes(root), recipe, decode)]
     for name, _ in root.top.folders:
-        if name.startswith("."):
-            root.ignore(HIDDEN, name)
+        if not _is_split(name, splits):
+            root.ignore(BESIDE, name)
     for name in root.top.pictures:
         root.ignore(OUTSIDE, name)
-    trees = {name: Tree(folder, real) for name, folder in root.top.folders if not name.startswith(".")}
+    trees = {name: Tree(folder, real) for name, folder in root.top.folders if _is_split(name, splits)}
     if not trees:
         raise SourceError("splits=True, but there are no folders")
     first = next(iter(trees.values()))  # reports what lies beside the splits
@@ -79,9 +78,18 @@ def _classes(tree: Tree) -> list[str]:
     return sorted([name for name, _ in tree.top.folders] + tree.top.refused)
 
 
+def _is_split(name: str, all_are: bool | None = None) -> bool:
+    """Return whether a folder is a split: by its name, or with `all_are` each that is not hidden."""
+    return not name.startswith(".") if all_are else name.lower() in SPLITS
+
+
 def _are_splits(root: Tree) -> bool:
-    names = {name.lower() for name, _ in root.top.folders if not name.startswith(".")}
-    return len(names) > 1 and names <= set(SPLITS) and not names.isdisjoint(SPLITS[:2]) and not root.top.pictures
+    """Return whether the root holds at least two splits, one of them for training, and pictures nowhere else."""
+    names = {name.lower() for name, _ in root.top.folders if _is_split(name)}
+    if len(names) < 2 or names.isdisjoint(SPLITS[:2]) or root.top.pictures:
+        return False
+    look = Tree(root.root, root.boundary)  # one of its own: what it ignores is counted later
+    return not any(look.walk(name, real) for name, real in root.top.folders if not _is_split(name))
 
 
 class ImageFolder:

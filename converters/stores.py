@@ -36,6 +36,10 @@ def _contains(*names: str) -> Callable[[Path], bool]:
     return lambda path: any((path / name).exists() for name in names)
 
 
+def _has_arrays(path: Path) -> bool:
+    return path.is_dir() and ((path / "mmds.json").exists() or any(path.glob("*.npy")))
+
+
 @dataclass(frozen=True)
 class StoreFormat:
     """A line of the table of stores."""
@@ -68,11 +72,18 @@ class StoreFormat:
 
 STORES = (
     StoreFormat("hdf5", "mmds.converters.hdf5", "h5py", "hdf5", (".h5", ".hdf5"), _starts_with(b"\x89HDF\r\n\x1a\n")),
-    StoreFormat("zarr", "mmds.converters.zarr", "zarr", "zarr", (".zarr",), _contains("zarr.json")),
     StoreFormat(
-        "tiledb", "mmds.converters.tiledb", "tiledb", "tiledb", (".tiledb",), _contains("__tiledb_group.tdb", "__group")
+        "zarr", "mmds.converters.zarr", "zarr", "zarr", (".zarr",), _contains("zarr.json", ".zgroup", ".zarray")
     ),
-    StoreFormat("npy", "mmds.converters.npy", "numpy", "", (".npyd", ".npz"), _contains("mmds.json")),
+    StoreFormat(
+        "tiledb",
+        "mmds.converters.tiledb",
+        "tiledb",
+        "tiledb",
+        (".tiledb",),
+        _contains("__tiledb_group.tdb", "__group", "__schema"),
+    ),
+    StoreFormat("npy", "mmds.converters.npy", "numpy", "", (".npyd", ".npz", ".npy"), _has_arrays),
     StoreFormat("lmdb", "mmds.converters.lmdb", "lmdb", "lmdb", (".lmdb",), _contains("data.mdb")),
     StoreFormat("arrow", "mmds.converters.arrow", "pyarrow", "arrow", (".arrow", ".feather"), _starts_with(b"ARROW1")),
     StoreFormat("parquet", "mmds.converters.parquet", "pyarrow", "arrow", (".parquet",), _starts_with(b"PAR1")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -18,10 +19,16 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from mmds.errors import MmdsError, printable
 
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # in a locale without "█", an escape is better than an error
+                stream.reconfigure(errors="backslashreplace")
+
         try:
             return super().invoke(ctx)
         except MmdsError as error:
             raise click.ClickException(str(error)) from error
+        except BrokenPipeError:  # `mmds ls | head`: click ends quietly
+            raise
         except (OSError, IndexError) as error:
             raise click.ClickException(printable(error, 1000)) from error
 
@@ -77,25 +84,31 @@ def convert(
     **options: Any,
 ) -> None:
     """Pack SOURCE (a folder of pictures, or a dataset in any store) into DESTINATION (an .mmds file, or any store)."""
+    from mmds.errors import MmdsError, printable
     from mmds.terminal import print_conversion, progress
 
     chosen = {name: value for name, value in options.items() if value is not None}
     if no_splits:
         chosen["splits"] = False
-    with progress("converting", in_bytes=False, shown=not no_progress) as update:
-        result = mmds.convert(
-            source,
-            destination,
-            source_format=source_format,
-            destination_format=destination_format,
-            fields=fields.split(",") if fields else None,
-            num_workers=num_workers,
-            limit=limit,
-            on_error=on_error,
-            overwrite=overwrite,
-            progress=update,
-            **chosen,
-        )
+    try:
+        with progress("converting", in_bytes=False, shown=not no_progress) as update:
+            result = mmds.convert(
+                source,
+                destination,
+                source_format=source_format,
+                destination_format=destination_format,
+                fields=fields.split(",") if fields else None,
+                num_workers=num_workers,
+                limit=limit,
+                on_error=on_error,
+                overwrite=overwrite,
+                progress=update,
+                **chosen,
+            )
+    except ValueError as error:  # an option's value; mmds' own errors are about the data
+        if isinstance(error, MmdsError):
+            raise
+        raise click.UsageError(printable(error, 1000)) from error
     if as_json:
         _print_json(
             {
@@ -182,8 +195,13 @@ def show(path: Path, index: int, field: str | None, output: Path | None, as_json
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(path: Path, num_workers: int | None, no_progress: bool, as_json: bool) -> None:
     """Check every byte of PATH; name the blocks, samples and fields that are damaged. Exit code 1 if any is."""
+    from mmds.converters.stores import find_store
+    from mmds.errors import printable
     from mmds.terminal import progress, size
 
+    store = find_store(path)
+    if store is not None:
+        raise click.ClickException(f"{printable(path)} is {store.name}, which has no hashes; verify checks .mmds files")
     with progress("verifying", in_bytes=True, shown=not no_progress) as update:
         found = mmds.verify(path, num_workers=num_workers, progress=update)
     if as_json:

@@ -7,7 +7,8 @@ registry that is open to extension (`default_collate_fn_map`); the first sample 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterator, MutableSequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from mmds.fields import Misfit
 from mmds.leaves import Leaf
 from mmds.schema import Schema
 
@@ -37,33 +39,73 @@ class SampleTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
-class Batch(Sequence[Any]):
-    """The samples of a batch, read one by one by whoever iterates, or all at once by `default_collate`."""
+class Batch(MutableSequence[Any]):
+    """The samples of a batch: a list for whoever looks at them, one gather for `default_collate`.
+
+    The samples are read when somebody iterates, and kept, so that a collate function may change them or their order
+    before it hands them to `default_collate`, as it could with a list.
+    """
 
     def __init__(self, leaves: list[Leaf], schema: Schema, rows: NdArray) -> None:
         self._leaves, self._schema, self._rows = leaves, schema, rows
-        self._get = schema.assembler([leaf.get for leaf in leaves])
-        self._first: list[Any] = [None] * len(leaves)
+        self._first: list[Any] = []  # the leaves of the first sample, once default_collate has looked at its type
+        self._peeked: Any = None  # that sample
+        self._samples: list[Any] | None = None
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows) if self._samples is None else len(self._samples)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self._get(row) for row in self._rows[index].tolist()]
-        row = self._rows.item(index)
-        if index != 0:
-            return self._get(row)
-        self._first = [leaf.get(row) for leaf in self._leaves]  # kept for `collate`: some may have been decoded
-        sample = self._schema.assembler([_constant(value) for value in self._first])(None)
-        return SampleDict(sample) if isinstance(sample, dict) else SampleTuple(sample)
+        if index != 0 or self._samples is not None:
+            return self._list()[index]
+        if self._peeked is None:
+            row = self._rows.item(0)
+            self._first = [leaf.get(row) for leaf in self._leaves]
+            sample = self._schema.assembler([_constant(value) for value in self._first])(None)
+            self._peeked = SampleDict(sample) if isinstance(sample, dict) else SampleTuple(sample)
+        return self._peeked
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._list()[index] = value
+
+    def __delitem__(self, index: Any) -> None:
+        del self._list()[index]
+
+    def insert(self, index: int, value: Any) -> None:
+        """Insert a sample, as in a list."""
+        self._list().insert(index, value)
+
+    def sort(self, *, key: Any = None, reverse: bool = False) -> None:
+        """Sort the samples in place, as a list."""
+        self._list().sort(key=key, reverse=reverse)
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._get, self._rows.tolist())
+        return iter(self._list())
+
+    def __reduce__(self) -> Any:
+        return list, ([_plain(sample) for sample in self._list()],)  # a collate function has returned it as it is
+
+    def _list(self) -> list[Any]:
+        if self._samples is None:
+            get = self._schema.assembler([leaf.get for leaf in self._leaves])
+            self._samples = list(map(get, self._rows.tolist()))
+            if self._peeked is not None:
+                self._samples[0] = self._peeked  # it may have been changed
+        return self._samples
 
     def collate(self) -> Any:
         """Return what `default_collate` returns for a list of these samples."""
+        if self._samples is None and not self._peeked_at_is_unchanged():
+            self._list()
+        if self._samples is not None:
+            return default_collate([_plain(sample) for sample in self._samples])
         return self._collate(self._schema.tree, list)
+
+    def _peeked_at_is_unchanged(self) -> bool:
+        try:
+            return all(map(operator.is_, self._schema.leaves(_plain(self._peeked)), self._first))
+        except Misfit:  # somebody has added or removed keys
+            return False
 
     def _collate(self, node: Any, container: type) -> Any:
         if isinstance(node, int):
@@ -81,10 +123,16 @@ class TensorBatch(list[torch.Tensor]):
         self._batch = batch
         if self:
             self[0] = self[0].as_subclass(SampleTensor)
+        self._rows = tuple(self)
 
     def collate(self) -> torch.Tensor:
-        """Return the rows as one tensor."""
-        return self._batch
+        """Return the rows as one tensor: without a copy, unless somebody has changed the list."""
+        if len(self) == len(self._rows) and all(map(operator.is_, self, self._rows)):
+            return self._batch
+        return torch.stack(list(map(_plain, self)))
+
+    def __reduce__(self) -> Any:
+        return list, (list(map(_plain, self)),)
 
 
 def _constant(value: Any) -> Any:
@@ -94,14 +142,15 @@ def _constant(value: Any) -> Any:
 def _plain(sample: Any) -> Any:
     if isinstance(sample, SampleTensor):
         return sample.as_subclass(torch.Tensor)
-    return dict(sample) if isinstance(sample, SampleDict) else tuple(sample)
+    if isinstance(sample, SampleDict):
+        return dict(sample)
+    return tuple(sample) if isinstance(sample, SampleTuple) else sample
 
 
 def _collate_samples(batch: Any, *, collate_fn_map: Any = None) -> Any:
     if isinstance(batch, (Batch, TensorBatch)):
         return batch.collate()
-    own = (SampleDict, SampleTuple, SampleTensor)  # somebody has put our samples into a list of their own
-    return default_collate([_plain(sample) if isinstance(sample, own) else sample for sample in batch])
+    return default_collate(list(map(_plain, batch)))  # somebody has put our samples into a list of their own
 
 
 _collate_arrays = default_collate_fn_map[np.ndarray]

@@ -69,7 +69,7 @@ def as_column(kind: Kind, encoded: Encodings) -> Column:
     if not isinstance(kind, Fixed) or kind.unknown:
         return Column(encoded, valid)
     zeros = bytes(kind.nbytes or 0)
-    joined = b"".join(zeros if data is None else bytes(data) for data in encoded)
+    joined = b"".join(zeros if data is None else _bytes(data) for data in encoded)
     return Column(np.frombuffer(joined, kind.stored).reshape(len(encoded), *_shape(kind)), valid)
 
 
@@ -85,6 +85,10 @@ def _whole(kind: Fixed, values: Any) -> NdArray | None:
     if isinstance(kind, Label) and array.size and not (array.min() >= 0 and array.max() < len(kind.names)):
         return None
     return np.ascontiguousarray(array)
+
+
+def _bytes(data: Buffer) -> bytes:
+    return data.tobytes() if isinstance(data, np.ndarray) else bytes(data)  # bytes(array) may be that many zeros
 
 
 def _shape(kind: Fixed) -> tuple[int, ...]:

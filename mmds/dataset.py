@@ -33,9 +33,9 @@ class _Handle:
         self.pid = os.getpid()
         self.reader: Reader = open_reader(dataset.path, fields=dataset._fields)
         self.rows = range(len(self.reader)) if dataset._rows is None else dataset._rows
-        writable = dataset.transform is not None or dataset.target_transform is not None
+        self.writable = dataset._transforms
         self.leaves = [
-            Leaf(self.reader, position, dataset.format, dataset.decode, writable)
+            Leaf(self.reader, position, dataset.format, dataset.decode, self.writable)
             for position in range(len(self.reader.fields))
         ]
         self.get = self.reader.fields.assembler([leaf.get for leaf in self.leaves])
@@ -109,13 +109,18 @@ class MemoryMappedDataset(Dataset[Any]):
         sample = handle.get(row)
         if self.transform is None and self.target_transform is None:
             return sample
+        if not handle.writable:  # a transform was set after the first read
+            sample = self._open().get(row)
         return self._transformed(sample)
 
     def __getitems__(self, indices: Sequence[int] | NdArray) -> Sequence[Any]:
         """Return the samples of a batch, as a sequence that `default_collate` turns into a batch in one gather."""
         handle = self._open()
+        if type(self).__getitem__ is not MemoryMappedDataset.__getitem__:  # a subclass has its own idea of a sample
+            rows = handle.reader.resolve(indices, range(len(handle.rows)))
+            return [self[row] for row in rows.tolist()]
         rows = handle.reader.resolve(indices, handle.rows)
-        if self.transform is not None or self.target_transform is not None:
+        if self._transforms:
             return [self._transformed(handle.get(row)) for row in rows.tolist()]
         tree = handle.reader.fields.tree
         if not isinstance(tree, int):
@@ -151,19 +156,28 @@ class MemoryMappedDataset(Dataset[Any]):
 
     @property
     def targets(self) -> NdArray:
-        """The class index of every sample: int64 of shape (len(self),), a read-only view of the page cache."""
-        column: NdArray = self.reader.column(self._label()[0])
-        rows = self._open().rows
-        return column if rows == range(len(column)) else column[rows]
+        """The class index of every sample: int64 of shape (len(self),), a read-only view of the page cache.
+
+        If labels can be null, it is a copy with -1 for null.
+        """
+        name, kind = self._label()
+        part = self.reader.rows(self._open().rows)
+        column: NdArray = part.column(name)
+        return np.where(part.valid(name), column, -1) if kind.nullable else column
 
     def __repr__(self) -> str:
         return f"MemoryMappedDataset('{printable(self.path)}', format={self.format!r}, fields={self._fields!r})"
 
     # Inside
 
+    @property
+    def _transforms(self) -> bool:
+        """Whether samples go to a transform, which must get its own copy of them."""
+        return self.transform is not None or self.target_transform is not None
+
     def _open(self) -> _Handle:
         handle = self._handle
-        if handle is None or handle.pid != os.getpid():
+        if handle is None or handle.pid != os.getpid() or (self._transforms and not handle.writable):
             handle = _Handle(self)
             found = handle.reader.content_id
             if self._content_id not in (None, found):

@@ -49,7 +49,10 @@ def pil(data: bytes, mode: str | None) -> Any:
         from PIL import Image as PilImage
     except ImportError:
         raise missing("Pillow", "image", "decoding pictures") from None
-    image = PilImage.open(io.BytesIO(data))
+    try:
+        image = PilImage.open(io.BytesIO(data))
+    except PilImage.DecompressionBombError as error:  # beyond twice PIL.Image.MAX_IMAGE_PIXELS; no ValueError itself
+        raise ValueError(str(error)) from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS} are not decoded")
     image.load()

@@ -81,6 +81,8 @@ def as_array(value: Any) -> tuple[np.ndarray[Any, Any], str]:
             value = value.contiguous().view(torch.int16 if STORED[name].itemsize == 2 else torch.uint8)
         value = value.numpy()
     else:
+        if isinstance(value, np.ma.MaskedArray):
+            raise SchemaError("a masked array would lose its mask; use nullable=True, or fill it")
         value = np.asarray(value)
         name = dtype_name(value.dtype)
     stored = STORED[name]

@@ -8,6 +8,7 @@
     ├── SchemaError (ValueError)          fields that cannot be stored, or that do not exist
     ├── SampleError (ValueError)          a sample that does not fit its fields
     ├── SourceError (ValueError)          something in a conversion's source that cannot be used
+    ├── OptionError (TypeError)           an option that this source does not have
     ├── StorageError (OSError)            the operating system refused to write or to publish
     │   └── ExistsError (FileExistsError) the destination exists and overwrite=True was not given
     ├── ChangedError (RuntimeError)       a dataset was replaced while it was in use
@@ -45,6 +46,10 @@ class SampleError(MmdsError, ValueError):
 
 class SourceError(MmdsError, ValueError):
     """Something in a conversion's source that cannot be used, such as a corrupt picture."""
+
+
+class OptionError(MmdsError, TypeError):
+    """An option that a conversion's source does not have; the message lists those it has."""
 
 
 class StorageError(MmdsError, OSError):

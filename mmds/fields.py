@@ -25,6 +25,7 @@ import operator
 import reprlib
 import struct
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -177,6 +178,8 @@ class Label(Fixed):
     name: ClassVar[str] = "label"
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, str) or not isinstance(self.names, Iterable):
+            raise SchemaError(f"the names of a Label must be a list of strings, got {describe(self.names)}")
         object.__setattr__(self, "names", tuple(self.names))
         if not all(isinstance(name, str) for name in self.names) or len(set(self.names)) != len(self.names):
             raise SchemaError("the names of a Label must be different strings")
@@ -219,6 +222,8 @@ class Array(Fixed):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        if not isinstance(self.shape, (tuple, list)):
+            raise SchemaError(f"shape must be a tuple such as (3, None), got {describe(self.shape)}")
         object.__setattr__(self, "shape", tuple(None if size is None else operator.index(size) for size in self.shape))
         known = [size for size in self.shape if size is not None]
         if len(self.shape) > MAX_RANK or any(not 0 <= size <= MAX_DIMENSION for size in known):

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Fixed, Kind, Variable
-from mmds.format import DATA_START, Section, align_up, constant_layout
+from mmds.format import DATA_START, Section, align_up
 from mmds.gather import empty, take_rows
 from mmds.parse import Footer
 from mmds.store import Items
@@ -66,6 +66,13 @@ class VariableItems:
         self._view, self._ends, self._decode = view, ends, decode
         self._describe = describe
         self._first, self._step, self._align = first, step, align
+
+    def contiguous(self, size: int) -> tuple[memoryview, NdArray] | None:
+        """Return the bytes and where in them values end (n + 1 numbers), if each begins where the one before it ends.
+
+        Values are whole multiples of `size` bytes. None if there is something else between them.
+        """
+        return (self._view, self._ends) if self._step == 1 and self._align <= size else None
 
     def span(self, index: int) -> tuple[int, int]:
         """Return where the value of a sample begins and ends in the view; `FormatError` if that is outside."""
@@ -132,14 +139,14 @@ def open_items(view: memoryview, footer: Footer, position: int, path: str) -> It
         ends = section_array(view, footer.section("value_ends", position))
         column = view[values.data : values.end]
         items = VariableItems(column, ends, _decoder(kind), describe=describe)
-    elif (constant := constant_layout(footer.schema)) is not None:
+    elif (constant := footer.constant) is not None:
         assert isinstance(kind, Array)
-        offset = constant[1][footer.schema.payload.index(position)]
+        offset = constant[1][footer.schema.payload_numbers[position]]
         items = FixedItems(_strided(view, footer, kind, offset, constant[0]), kind)
     else:
         where: dict[str, Any] = {
             "describe": describe,
-            "first": footer.schema.payload.index(position),
+            "first": footer.schema.payload_numbers[position],
             "step": len(footer.schema.payload),
             "align": field.align,
         }

@@ -86,25 +86,26 @@ class Leaf:
             if format == "pil" and isinstance(self.kind, Image):
                 mode = self.kind.mode
                 decoder = lambda data: decode.pil(data, mode)  # noqa: E731
-            return self._nullable(self._decoding(get, decoder, finish))
+            return self._decoding(get, decoder, finish)
         if not isinstance(self.kind, Array):
             return get
         if format in ("torch", "pil"):
             view_as = self._view_as
             if view_as is None:
-                return self._nullable(lambda row: torch.from_numpy(get(row).copy()))
-            return self._nullable(lambda row: torch.from_numpy(get(row).copy()).view(view_as))
-        return self._nullable(lambda row: get(row).copy()) if writable else get
+                return self._converting(get, lambda array: torch.from_numpy(array.copy()))
+            return self._converting(get, lambda array: torch.from_numpy(array.copy()).view(view_as))
+        return self._converting(get, np.ndarray.copy) if writable else get
 
-    def _nullable(self, function: Callable[[int], Any]) -> Callable[[int], Any]:
+    def _converting(self, get: Callable[[int], Any], convert: Callable[[NdArray], Any]) -> Callable[[int], Any]:
         if not self.kind.nullable:
-            return function
-        get = self.items.get
-        return lambda row: None if get(row) is None else function(row)
+            return lambda row: convert(get(row))
+        return lambda row: None if (value := get(row)) is None else convert(value)
 
     def _decoding(self, get: Callable[[int], bytes], decoder: Any, finish: Any) -> Callable[[int], Any]:
         def decoding(row: int) -> Any:
             data = get(row)
+            if data is None:
+                return None
             try:
                 return finish(decoder(data))
             except (OSError, ValueError, RuntimeError, SyntaxError) as error:  # what the decoders raise on bad files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,10 +46,13 @@ def plain(value: Any, kind: Kind) -> Any:
         return kind.names[value] if 0 <= value < len(kind.names) else value
     value = _numbers(value, kind)
     if isinstance(value, np.ndarray):
-        return value.tolist() if value.size <= SMALL and value.dtype.kind != "c" else f"{value.dtype} {value.shape}"
+        spelled_out = value.size <= SMALL and value.dtype.kind != "c" and bool(np.isfinite(value).all())
+        return value.tolist() if spelled_out else f"{value.dtype} {value.shape}"
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
-    return str(value) if isinstance(value, complex) else value
+    if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)  # JSON has no such numbers
+    return value
 
 
 def show_sample(reader: Reader, index: int, name: str | None, output: Path | None, as_json: bool) -> None:
@@ -123,6 +127,8 @@ def _pixels(value: Any, kind: Kind) -> np.ndarray[Any, Any] | None:
 
 def _write(output: Path, field: Field, value: Any) -> None:
     """Write a field's value to a file: encoded files and bytes as they are, pictures in the format of the suffix."""
+    if value is None:
+        raise SchemaError(f"field '{printable(field.name)}' of this sample is null; there is nothing to write")
     wanted = SUFFIXES.get(output.suffix.lower())
     pixels = _pixels(value, field.kind) if wanted else None
     if isinstance(field.kind, Image) and wanted in (None, decode.pil(value, None).format):
@@ -137,7 +143,5 @@ def _write(output: Path, field: Field, value: Any) -> None:
         file = io.BytesIO()
         np.save(file, value, allow_pickle=False)
         output.write_bytes(file.getvalue())
-    elif value is None:
-        raise SchemaError(f"field '{printable(field.name)}' of this sample is null; there is nothing to write")
     else:
         output.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")

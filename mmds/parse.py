@@ -9,6 +9,7 @@ import hashlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,16 @@ class Footer:
 
     def section(self, role: str, field: int | None = None) -> Section:
         """Return the section with this role and field."""
-        return next(section for section in self.sections if (section.role, section.field) == (role, field))
+        return self._by_field[role, field]
+
+    @cached_property
+    def _by_field(self) -> dict[tuple[str, int | None], Section]:
+        return {(section.role, section.field): section for section in self.sections}
+
+    @cached_property
+    def constant(self) -> tuple[int, list[int], int] | None:
+        """What `constant_layout` says of the fields."""
+        return constant_layout(self.schema)
 
 
 def parse(view: memoryview) -> Footer:
@@ -177,7 +187,7 @@ def _check_sections(view: memoryview, footer: Footer, footer_start: int) -> None
         end = section.end
     if any(view[end:footer_start]):
         raise FormatError("the padding before the footer is not zero")
-    constant = constant_layout(footer.schema)
+    constant = footer.constant
     if constant and footer.data_end != (
         DATA_START + (footer.n - 1) * constant[0] + constant[2] if footer.n else DATA_START
     ):

@@ -21,7 +21,7 @@ import numpy as np
 
 from mmds.converters import FORMATS, Ignored, Source, sources
 from mmds.converters.stores import find_store
-from mmds.errors import FormatError, SampleError, SourceError, printable
+from mmds.errors import FormatError, OptionError, SampleError, SourceError, printable
 from mmds.opening import open_store
 from mmds.ordered import Failure, load_in_order, nbytes
 from mmds.publish import Draft
@@ -135,7 +135,7 @@ def _reader(source: Any, format: str | None, fields: Any, options: dict[str, Any
     else:
         store = open_store(source, format)
     if options:
-        raise TypeError(f"a dataset in a store has no option {printable(', '.join(options))}")
+        raise OptionError(f"a dataset in a store has no option {printable(', '.join(options))}")
     return Reader(store, range(store.n), fields)
 
 
@@ -218,7 +218,9 @@ class _Run:
         """Check that anything was written, write the quarantine report, and tell the caller that this is all."""
         if self.total and not written:
             raise SourceError(f"{self.shown}: none of the {self.total} samples can be used{self.first_failure}")
-        report = _quarantine(destination, self.bad) if on_error == "quarantine" and self.bad else None
+        report = None
+        if on_error == "quarantine":
+            report = _quarantine(destination, self.bad)
         self.report()
         return report
 
@@ -283,9 +285,12 @@ def _shown_ignored(found: list[Source]) -> str:
     )
 
 
-def _quarantine(destination: Path, bad: list[tuple[str, str]]) -> Path:
+def _quarantine(destination: Path, bad: list[tuple[str, str]]) -> Path | None:
     """Publish the list of bad samples beside the destination, in place of one from an earlier run."""
     path = destination.with_name(destination.name + ".quarantine.jsonl")
+    if not bad:
+        path.unlink(missing_ok=True)
+        return None
     draft = Draft(path, overwrite=True)
     try:
         for name, reason in bad:  # ASCII only: a name that is not UTF-8 comes back as Python's str of it

@@ -32,7 +32,8 @@ class Draft:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        self.path = Path(os.path.abspath(path))
+        # A link stays a link, and what it leads to is replaced, as by `open(path, "w")`.
+        self.path = Path(os.path.realpath(path) if overwrite else os.path.abspath(path))
         self.overwrite = overwrite
         self._fd = -1
         with storage_errors(self.path):
@@ -67,14 +68,19 @@ class Draft:
     def write(self, data: memoryview) -> None:
         """Write all of `data`."""
         with storage_errors(self.path):
+            self._check_process()
             while data:
                 data = data[os.write(self._fd, data) :]
+
+    def _check_process(self) -> None:
+        """Refuse a forked child: it shares the file and its position with its parent, whose file it would damage."""
+        if os.getpid() != self._pid:
+            raise StorageError(errno.EPERM, f"{self._shown}: a forked child must not write its parent's file")
 
     def publish(self) -> None:
         """Make the file durable, give it its name, make the name durable."""
         with storage_errors(self.path):
-            if os.getpid() != self._pid:
-                raise StorageError(errno.EPERM, f"{self._shown}: a forked child must not publish its parent's file")
+            self._check_process()
             os.fsync(self._fd)
             if self.overwrite:
                 os.replace(self._temporary, self.path)

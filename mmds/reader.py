@@ -126,10 +126,7 @@ class Reader(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            view = object.__new__(type(self))
-            view.__dict__.update(self.__dict__)
-            view._rows = self._rows[index]
-            return view
+            return self.rows(self._rows[index])
         if is_many(index):
             return self._gather(self.resolve(index, self._rows))
         try:
@@ -137,6 +134,13 @@ class Reader(Sequence[Any]):
         except IndexError:
             raise self.out_of_range(index, self._rows) from None
         return self._get(row)
+
+    def rows(self, rows: range) -> Self:
+        """Return a reader of `rows` of the whole dataset."""
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view._rows = rows
+        return view
 
     def __iter__(self) -> Iterator[Any]:
         return map(self._get, self._rows)

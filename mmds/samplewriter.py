@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -128,10 +128,11 @@ class SampleWriter:
         if self._ended == "closed":
             return
         self._check_open()
+        if self._schema is None:
+            self._finish("unusable after an error")
+            raise SchemaError(f"{self._shown}: no samples and no fields; pass fields= to write an empty dataset")
+        self._check_metadata()  # nothing is lost yet: it can be mended, and closed again
         with self._ending_on_error():
-            if self._schema is None:
-                raise SchemaError(f"{self._shown}: no samples and no fields; pass fields= to write an empty dataset")
-            self._check_metadata()
             self._publish(self._schema)
         self._finish("closed")
 
@@ -148,7 +149,10 @@ class SampleWriter:
     ) -> None:
         if kind is None:
             if self._ended != "aborted":
-                self.close()
+                try:
+                    self.close()
+                finally:
+                    self.abort()  # does nothing if that went well
         else:
             self.abort()
 
@@ -199,10 +203,13 @@ class SampleWriter:
 
 
 def _length(leaf: Any, name: str) -> int:
-    try:
-        return len(leaf)
-    except TypeError:
-        raise Misfit("an array or a list of values", describe(leaf), name) from None
+    if (
+        isinstance(leaf, (str, bytes, Mapping, Set))
+        or not hasattr(leaf, "__len__")
+        or getattr(leaf, "shape", None) == ()
+    ):
+        raise Misfit("an array or a list of values", describe(leaf), name)
+    return len(leaf)
 
 
 def _infer_batch(columns: Any) -> Schema:

@@ -122,6 +122,11 @@ class Schema(Sequence[Field]):
         return printable(", ".join(self.names))
 
     @cached_property
+    def payload_numbers(self) -> dict[int, int]:
+        """The number among the payload fields of each of them, by position."""
+        return {position: number for number, position in enumerate(self.payload)}
+
+    @cached_property
     def alignment(self) -> int:
         """The largest alignment of any payload field; 1 where there is none."""
         return max((self.fields[k].align for k in self.payload), default=1)
@@ -247,7 +252,7 @@ def _number(node: Any, path: Path, fields: list[Field]) -> Any:
 
 
 def _infer(sample: Any, path: Path) -> Any:
-    if isinstance(sample, dict) and sample:
+    if isinstance(sample, Mapping) and sample:
         return {key: _infer(value, (*path, key)) for key, value in sample.items()}
     if isinstance(sample, tuple) and sample:
         return tuple(_infer(value, (*path, key)) for key, value in enumerate(sample))

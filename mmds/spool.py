@@ -17,6 +17,7 @@ from mmds.errors import StorageError, printable
 from mmds.fields import Buffer
 
 MEMORY = 16 * 2**20  # for all strings of a spool together
+LEAST = 2**14  # per string: spilled pieces are remembered one by one
 
 
 class Spool:
@@ -24,7 +25,7 @@ class Spool:
 
     def __init__(self, folder: Path, strings: int) -> None:
         self._folder = folder
-        self._limit = MEMORY // max(strings, 1)
+        self._limit = max(MEMORY // max(strings, 1), LEAST)
         self._tails = [bytearray() for _ in range(strings)]
         self._extents: list[list[tuple[int, int]]] = [[] for _ in range(strings)]
         self._file: IO[bytes] | None = None

@@ -177,3 +177,25 @@ def test_every_command_has_help_and_a_line_in_the_docs() -> None:
         assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option)), name
         assert f"mmds {name}" in readme, f"README.md does not mention mmds {name}"
     assert "Memory-mapped datasets" in run("--help").stdout
+
+
+def test_wrong_values_of_options_are_one_line(pictures: Path, tmp_path: Path) -> None:
+    for options in (["--encode", "jpeg:101"], ["--resize", 70000]):
+        result = run("convert", pictures, tmp_path / "out.mmds", *options, code=2)
+        assert "expected" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out.mmds").exists()
+
+
+def test_a_null_has_no_file(tmp_path: Path) -> None:
+    with mmds.Writer(tmp_path / "a.mmds", {"image": mmds.Image(nullable=True)}) as writer:
+        writer.write({"image": None})
+    for name in ("x.bin", "x.png"):
+        assert "is null" in run("show", tmp_path / "a.mmds", 0, "-o", tmp_path / name, code=1).stderr
+
+
+def test_a_closed_pipe_ends_a_listing_quietly(tmp_path: Path) -> None:
+    with mmds.Writer(tmp_path / "a.mmds") as writer:
+        writer.write_batch({"x": np.arange(50_000)})
+    listing = f"{sys.executable} -m mmds ls {tmp_path}/a.mmds --limit 0 | head -1"
+    done = subprocess.run(["sh", "-c", listing], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "0\t0\n" and done.stderr == ""

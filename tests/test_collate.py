@@ -99,6 +99,27 @@ def test_custom_collate_functions_see_a_sequence_of_samples(every_kind: Path) ->
     assert isinstance(tensors[0], SampleTensor) and type(tensors[0] + 1) is torch.Tensor
 
 
+def test_a_collate_function_may_change_its_samples_and_collate_them(every_kind: Path) -> None:
+    dataset = mmds.MemoryMappedDataset(every_kind, fields=["array", "label"])
+
+    def halve(batch: Any) -> Any:
+        for sample in batch:
+            sample["array"] = sample["array"] / 2
+        return default_collate(batch)
+
+    assert halve(_batch(dataset, ROWS))["array"][:, 0, 0].tolist() == [row / 2 for row in ROWS]
+    first_only = _batch(dataset, ROWS)
+    first_only[0]["label"] = 7
+    assert default_collate(first_only)["label"].tolist() == [7, *(row % 3 for row in ROWS[1:])]
+    first_only[0]["new"] = 1
+    with pytest.raises(KeyError):
+        default_collate(first_only)
+    ordered = _batch(dataset, ROWS)
+    ordered.sort(key=lambda sample: float(sample["array"][0, 0]), reverse=True)
+    del ordered[-1]
+    assert default_collate(ordered)["array"][:, 0, 0].tolist() == sorted(ROWS, reverse=True)[:-1]
+
+
 def test_samples_that_somebody_else_collects_still_collate(every_kind: Path) -> None:
     dataset = mmds.MemoryMappedDataset(every_kind, fields=COLLATABLE)
     batch = dataset.__getitems__(ROWS)
@@ -218,3 +239,27 @@ def test_a_batch_that_is_kept_is_never_overwritten(tmp_path: Path) -> None:
     assert isinstance(dataset.__getitems__([0]), Batch) and np.array_equal(
         kept[1]["label"], [n % 3 for n in range(20, 40)]
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@pytest.mark.parametrize("fields", ["array", ("array", "label"), ["array"]])
+def test_a_worker_may_return_samples_uncollated(every_kind: Path, fields: Any) -> None:
+    dataset = mmds.MemoryMappedDataset(every_kind, fields=fields)
+    loader = DataLoader(dataset, batch_size=4, num_workers=1, collate_fn=_as_it_is, timeout=30)
+    batch = next(iter(loader))
+    assert type(batch) is list
+    assert_same(batch, [dataset[row] for row in range(4)])
+
+
+def test_a_changed_list_of_tensors_collates_as_it_is_now(every_kind: Path) -> None:
+    dataset = mmds.MemoryMappedDataset(every_kind, fields="array")
+    batch = dataset.__getitems__(ROWS)
+    assert isinstance(batch, list)
+    batch.pop()
+    batch[1] = torch.zeros_like(batch[1])
+    want = [dataset[row] for row in ROWS[:-1]]
+    want[1] = torch.zeros_like(want[1])
+    assert_same(default_collate(batch), default_collate(want))

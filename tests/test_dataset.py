@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 import mmds
 from mmds.errors import ChangedError, FormatError, SchemaError
@@ -213,3 +213,32 @@ def test_without_torch_the_error_holds_the_install_command() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == 'MemoryMappedDataset needs torch, which is not installed. Run: pip install "mmds[torch]"\n'
+
+
+class Doubled(mmds.MemoryMappedDataset):
+    def __getitem__(self, index: Any) -> Any:
+        image, label = super().__getitem__(index)
+        return image, label * 2
+
+
+def test_a_subclass_may_replace_getitem(tmp_path: Path) -> None:
+    dataset = Doubled(write_fixed(tmp_path / "a.mmds"), fields=("image", "label"))
+    labels = torch.cat([label for _, label in DataLoader(dataset, batch_size=16)])
+    assert labels.tolist() == [n % 3 * 2 for n in range(64)]
+    part = dataset.__class__(dataset.path, fields=("image", "label"))
+    assert [label for _, label in part.__getitems__([5, -1])] == [4, 0]
+
+
+def test_a_transform_that_is_set_later_gets_its_own_copy(tmp_path: Path) -> None:
+    def black(image: Any) -> Any:
+        image[...] = 0
+        return image
+
+    dataset = mmds.MemoryMappedDataset(write_fixed(tmp_path / "a.mmds"), fields=("image", "label"), format="numpy")
+    assert dataset[7][0].max() == 7
+    dataset.transform = black
+    assert dataset[7][0].max() == 0
+    dataset.transform = None
+    assert dataset[7][0].max() == 7
+    dataset.transform = black
+    assert all(image.max() == 0 for image, _ in dataset.__getitems__([7, 8]))

@@ -122,7 +122,7 @@ def test_splits_share_their_label_ids(tmp_path: Path) -> None:
     assert list(found["val"].items()) == [("ant/3.jpg", 0), ("dog/4.jpg", 2)]
     assert list(found["test"].items()) == [("5.jpg", None), ("6.jpg", None)]
     assert found["test"].ignored["file extension of no picture format"].examples == ["README.txt"]
-    assert found["test"].ignored["hidden folder beside the splits"].examples == [".git"]
+    assert found["test"].ignored["folder beside the splits"].examples == [".git"]
     assert found["val"].load(("ant/3.jpg", 0))["image"] == picture(2)
 
 
@@ -131,6 +131,7 @@ def test_splits_share_their_label_ids(tmp_path: Path) -> None:
     [
         ("train/a/1.jpg val/a/1.jpg", 2),
         ("Training/a/1.jpg VAL/a/1.jpg", 2),
+        ("train/a/1.jpg val/a/1.jpg annotations/a.json", 2),
         ("train/a/1.jpg", 1),
         ("val/a/1.jpg test/a/1.jpg", 1),
         ("train/a/1.jpg val/a/1.jpg other/a/1.jpg", 1),
@@ -144,6 +145,8 @@ def test_when_folders_are_splits(tmp_path: Path, names: str, count: int) -> None
     forced = sources(tmp_path, splits=True)
     assert ("picture outside every class folder" in forced[0].ignored) == ("1.jpg" in names.split())
     assert len(forced) == len({n.split("/")[0] for n in names.split() if "/" in n})
+    if "annotations" in names:
+        assert sources(tmp_path)[0].ignored["folder beside the splits"].examples == ["annotations"]
 
 
 def reason(source: Source, name: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mmds
@@ -298,3 +299,20 @@ def test_a_failing_call_leaves_the_old_file_or_the_new(
     assert names(tmp_path) == ["d.mmds"] * (published or overwrite)
     if published or overwrite:
         assert len(mmds.open(path)) == (4 if published else 0)
+
+
+def test_a_forked_child_cannot_damage_its_parents_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.mmds"
+    with Writer(path, {"x": Array("uint8", (5000,))}) as writer:
+        writer.write({"x": np.zeros(5000, "uint8")})
+        for closes in (True, False):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    writer.close() if closes else writer.extend([{"x": np.ones(5000, "uint8")}] * 300)
+                except StorageError:
+                    os._exit(0)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        writer.extend({"x": np.full(5000, i % 256, "uint8")} for i in range(300))
+    assert len(mmds.open(path)) == 301 and mmds.verify(path)

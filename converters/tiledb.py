@@ -1,0 +1,223 @@
+"""TileDB: one dense array per field with the sample axis first, as `arrays.py` describes.
+
+The domain of the sample axis is as good as endless, so that nothing has to be known in advance; how far an array is filled
+is its non-empty domain. Each block of rows is a fragment. Their metadata are consolidated at the end, so that opening reads
+one file; consolidating the data as well would take tens of times as long as writing it, and gain nothing.
+
+Groups and single arrays from elsewhere are read too; of an array with several attributes each becomes a field. Refused are
+members outside the folder, and arrays that declare much more than it holds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiledb
+
+from mmds.converters.arrays import ArrayWriter
+from mmds.converters.arraystore import MAX_CHUNK_BYTES, MAX_RATIO, ArrayStore, Rowed, blaming, refuse_inflation
+from mmds.converters.arraystore import stored_bytes as bytes_in
+from mmds.errors import FormatError, SchemaError, printable
+from mmds.fields import Fixed, Kind
+from mmds.store import Items, RunItems, file_identity
+
+NdArray = np.ndarray[Any, Any]
+
+MAX_ROWS = 2**53
+MAX_DEPTH = 32
+THREADS = 2  # per process: there are as many readers as cores already
+BITS = {"float16": "<u2"}  # what TileDB has no type for is held as its bits, with the name of the type beside
+
+_contexts: dict[int, Any] = {}
+
+
+def context() -> Any:
+    """Return this process's context. It has threads, which do not survive a fork, so it is never freed either."""
+    pid = os.getpid()
+    if pid not in _contexts:
+        _contexts[pid] = _context()
+    return _contexts[pid]
+
+
+def _context(**options: Any) -> Any:
+    threads = {f"sm.{what}_concurrency_level": THREADS for what in ("compute", "io")}
+    return tiledb.Ctx({**threads, **{f"sm.{name}": value for name, value in options.items()}})
+
+
+class Writer(ArrayWriter):
+    """Writes a TileDB group."""
+
+    def create_group(self) -> None:
+        self._root = str(self.staging.content)
+        tiledb.Group.create(self._root, ctx=context())
+        self._members: dict[str, list[str]] = {"": []}  # of each group
+        self._arrays: list[Any] = []
+
+    def create_array(
+        self, name: str, dtype: np.dtype[Any], row: tuple[int, ...], chunk: int, block: int
+    ) -> Callable[[NdArray], None]:
+        ctx = context()
+        self._add_member(name)
+        held = np.dtype(BITS.get(dtype.name, dtype))
+        axes = [("sample", MAX_ROWS, chunk), *((f"axis{k}", size, size) for k, size in enumerate(row))]
+        dims = [
+            tiledb.Dim(axis, domain=(0, size - 1), tile=tile, dtype=np.uint64, ctx=ctx) for axis, size, tile in axes
+        ]
+        attribute = tiledb.Attr(dtype=held, filters=[], ctx=ctx)
+        schema = tiledb.ArraySchema(tiledb.Domain(*dims, ctx=ctx), [attribute], ctx=ctx)
+        uri = f"{self._root}/{name}"
+        tiledb.Array.create(uri, schema, ctx=ctx)
+        array = tiledb.open(uri, "w", ctx=ctx)
+        self._arrays.append(array)
+        if held != dtype:
+            array.meta["dtype"] = dtype.name
+        start = 0
+
+        def append(rows: NdArray) -> None:
+            nonlocal start
+            array[start : start + len(rows)] = np.ascontiguousarray(rows).view(held)
+            start += len(rows)
+
+        return append
+
+    def _add_member(self, name: str) -> None:
+        parent, _, last = name.rpartition("/")
+        if parent not in self._members:
+            self._add_member(parent)
+            tiledb.Group.create(f"{self._root}/{parent}", ctx=context())
+            self._members[parent] = []
+        self._members[parent].append(last)
+
+    def describe(self, description: str) -> None:
+        consolidating = _context(**{"consolidation.mode": "fragment_meta"})
+        for array in self._arrays:
+            array.close()
+            tiledb.consolidate(array.uri, ctx=consolidating)
+        for name, members in self._members.items():
+            with tiledb.Group(f"{self._root}/{name}".rstrip("/"), "w", ctx=context()) as group:
+                for member in members:
+                    group.add(member, member, relative=True)
+                if not name:
+                    group.meta["mmds"] = description
+
+    def close_library(self) -> None:
+        for array in getattr(self, "_arrays", ()):
+            array.close()
+
+
+class TileRows:
+    """One attribute of a dense array, from its first filled sample on."""
+
+    def __init__(self, array: Any, attribute: str) -> None:
+        self._array, self._attribute = array, attribute
+        filled = array.nonempty_domain() if not array.schema.sparse else None
+        first, last = (0, -1) if filled is None else map(int, filled[0])
+        self._first = first
+        self.shape = (last - first + 1, *map(int, array.shape[1:]))
+        self.dtype = np.dtype(array.meta["dtype"] if "dtype" in array.meta else array.schema.attr(attribute).dtype)
+
+    @property
+    def refusal(self) -> str:
+        """Why this cannot be a field, or an empty text."""
+        schema, attribute = self._array.schema, self._array.schema.attr(self._attribute)
+        if schema.sparse:
+            return "a sparse array"
+        if attribute.isvar or attribute.isnullable:
+            return "an attribute of variable length, or nullable"
+        if any(schema.domain.dim(axis).dtype.kind not in "iu" for axis in range(schema.domain.ndim)):
+            return "a dimension that does not count"
+        if self._first < 0:
+            return "its first dimension starts below 0"
+        return ""
+
+    @property
+    def tile_bytes(self) -> int:
+        """What has to be read for one cell."""
+        domain = self._array.schema.domain
+        return math.prod(int(domain.dim(axis).tile or 1) for axis in range(domain.ndim)) * self.dtype.itemsize
+
+    @property
+    def declared(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, rows: slice) -> Any:
+        if rows.start == rows.stop:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        return self._plain(
+            self._array.query(attrs=[self._attribute])[rows.start + self._first : rows.stop + self._first]
+        )
+
+    def scattered(self, rows: NdArray) -> NdArray:
+        """Return different rows, ascending, by one query."""
+        found = self._array.query(attrs=[self._attribute]).multi_index[(rows + self._first).tolist()]
+        return self._plain(found)
+
+    def _plain(self, found: Any) -> NdArray:
+        array: NdArray = found[self._attribute] if isinstance(found, dict) else found
+        return array.view(self.dtype)
+
+
+class TileStore(ArrayStore):
+    """Open TileDB arrays."""
+
+    def kind_of(self, array: Rowed) -> Kind:
+        assert isinstance(array, TileRows)
+        if array.refusal:
+            raise SchemaError(array.refusal)
+        return super().kind_of(array)
+
+    def fixed_items(self, array: Any, name: str, kind: Fixed) -> Items:
+        def scattered(rows: NdArray) -> NdArray:
+            with blaming(f"{printable(self.path)}: rows of the array {printable(name)}"):
+                return array.scattered(rows)
+
+        return RunItems(self.rows_of(array, name), kind, scattered)
+
+
+def open_store(path: str) -> TileStore:
+    """Open a TileDB group or array in a folder; `FormatError` where it is none or would not be safe to read."""
+    identity = file_identity(path)
+    arrays: dict[str, TileRows] = {}
+    with blaming(f"{printable(path)}: not a readable TileDB group"):
+        if not Path(path).is_dir() or tiledb.object_type(path, ctx=context()) is None:
+            raise FormatError(f"{printable(path)}: not a TileDB group or array")
+        description = _collect(path, path, "", arrays, 0)
+        for name, array in arrays.items():
+            if array.tile_bytes > MAX_CHUNK_BYTES and not array.refusal:
+                raise FormatError(
+                    f"{printable(path)}: {printable(name)}: tiles of {array.tile_bytes} bytes refused; at most "
+                    f"{MAX_CHUNK_BYTES}, as they are read whole"
+                )
+        declared = sum(array.declared for array in arrays.values() if not array.refusal)
+        refuse_inflation(path, declared, bytes_in(path, declared // MAX_RATIO + 1))
+        return TileStore(path, arrays, description, identity)
+
+
+def _collect(root: str, path: str, name: str, arrays: dict[str, TileRows], depth: int) -> Any:
+    """Add what is at `path` to `arrays`; return a group's description."""
+    if tiledb.object_type(path, ctx=context()) == "array":
+        array = tiledb.open(path, ctx=context())
+        schema = array.schema
+        for position in range(schema.nattr):
+            attribute = schema.attr(position).name
+            arrays["/".join(filter(None, (name, attribute if schema.nattr > 1 else "")))] = TileRows(array, attribute)
+        return None
+    if depth > MAX_DEPTH:
+        raise FormatError(f"{printable(root)}: groups are nested deeper than {MAX_DEPTH}")
+    with tiledb.Group(path, ctx=context()) as group:
+        members = sorted((member.name or member.uri.rsplit("/", 1)[-1], member.uri) for member in group)
+        description = group.meta.get("mmds", None)
+    for key, uri in members:
+        inner = f"{name}/{key}" if name else key
+        place = uri.removeprefix("file://")  # TileDB escapes nothing in it
+        if "://" in place or not Path(place).resolve().is_relative_to(Path(root).resolve()):
+            raise FormatError(
+                f"{printable(root)}: {printable(inner)} is at {printable(uri)}: refused, data must be inside"
+            )
+        _collect(root, place, inner, arrays, depth + 1)
+    return description

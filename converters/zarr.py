@@ -1,0 +1,102 @@
+"""Zarr through zarr-python: one sharded array per field with the sample axis first, as `arrays.py` describes.
+
+A shard is one file of about 64 MiB over all fields, an inner chunk whole samples of about 64 KiB. Groups and single arrays
+from elsewhere are read too, format 2 and 3, in a local folder. Refused are codecs that unpickle, and arrays that declare
+much more than the folder holds: chunks that are not there would be read as fill values for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from mmds.converters.arrays import ArrayWriter
+from mmds.converters.arraystore import MAX_CHUNK_BYTES, MAX_RATIO, ArrayStore, blaming, refuse_inflation, stored_bytes
+from mmds.errors import FormatError, printable
+from mmds.store import file_identity
+
+NdArray = np.ndarray[Any, Any]
+
+
+class Writer(ArrayWriter):
+    """Writes a folder in Zarr format 3. Shards are written once and whole."""
+
+    def create_group(self) -> None:
+        self._group = zarr.create_group(LocalStore(self.staging.content), zarr_format=3)
+
+    def create_array(
+        self, name: str, dtype: np.dtype[Any], row: tuple[int, ...], chunk: int, block: int
+    ) -> Callable[[NdArray], None]:
+        *groups, last = name.split("/")
+        group = self._group.require_group("/".join(groups)) if groups else self._group
+        array = group.create_array(
+            last,
+            shape=(0, *row),
+            chunks=(chunk, *row),
+            shards=(block, *row),
+            dtype=dtype,
+            compressors=None,
+            # Chunks equal to the fill value would be left out, and -0.0 equals 0.0.
+            config={"write_empty_chunks": True},
+        )
+        start = 0
+
+        def append(rows: NdArray) -> None:
+            nonlocal start
+            array.resize((start + len(rows), *row))
+            array[start : start + len(rows)] = rows
+            start += len(rows)
+
+        return append
+
+    def describe(self, description: str) -> None:
+        self._group.attrs["mmds"] = description
+
+
+def open_store(path: str) -> ArrayStore:
+    """Open a Zarr group or array in a folder; `FormatError` where it is none or would not be safe to read."""
+    identity = file_identity(path)
+    if not Path(path).is_dir():
+        raise FormatError(f"{printable(path)}: not a folder, so not a Zarr group")
+    with blaming(f"{printable(path)}: not a readable Zarr group"):
+        root = zarr.open(LocalStore(path, read_only=True), mode="r")
+        arrays: dict[str, Any] = {}
+        if isinstance(root, zarr.Array):
+            arrays[""] = root
+        else:
+            arrays.update((name, node) for name, node in sorted(root.members(None)) if isinstance(node, zarr.Array))
+        for name, array in arrays.items():
+            _refuse_tricks(f"{printable(path)}: {printable(name)}", array)
+        declared = sum(array.nbytes for array in arrays.values())
+        refuse_inflation(path, declared, stored_bytes(path, declared // MAX_RATIO + 1))
+        return ArrayStore(path, arrays, root.attrs.get("mmds") if isinstance(root, zarr.Group) else None, identity)
+
+
+def _refuse_tricks(where: str, array: Any) -> None:
+    for codec in _codecs(array.metadata.to_dict()):
+        if "pickle" in codec:
+            raise FormatError(f"{where}: the codec {printable(codec)} refused: nothing is ever unpickled")
+    chunk = math.prod(array.chunks) * array.dtype.itemsize
+    if chunk > MAX_CHUNK_BYTES:
+        raise FormatError(
+            f"{where}: chunks of {chunk} bytes refused; at most {MAX_CHUNK_BYTES}, as they are read whole"
+        )
+
+
+def _codecs(node: Any) -> Iterator[str]:
+    """Yield the names of all codecs anywhere in an array's metadata."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("id", "name") and isinstance(value, str):
+                yield value
+            else:
+                yield from _codecs(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _codecs(value)
