@@ -28,7 +28,15 @@ NdArray = np.ndarray[Any, Any]
 
 MAX_RATIO = 1100  # of declared to stored bytes: deflate, the filter with the highest ratio in wide use, reaches 1032
 FREE_BYTES = 2**26  # that may be declared in any case
-SYSTEM_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EIO}  # not of data
+SYSTEM_ERRORS = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EAGAIN,
+    errno.EIO,
+}  # not of data
 MAX_CHUNK_BYTES = 2**31  # of a foreign array: a library reads chunks whole
 
 
@@ -61,6 +69,15 @@ def refuse_inflation(path: str, declared: int, stored: int) -> None:
         raise FormatError(
             f"{printable(path)}: its arrays declare {declared} bytes, but {stored} are stored: refused, more than {MAX_RATIO} "
             "times as many"
+        )
+
+
+def refuse_chunk(path: str, name: str, size: int) -> None:
+    """Raise `FormatError` if the chunks of an array are so large that reading one would exhaust memory."""
+    if size > MAX_CHUNK_BYTES:
+        raise FormatError(
+            f"{printable(path)}: {printable(name)}: chunks of {size} bytes refused, as each is read whole; at most "
+            f"{MAX_CHUNK_BYTES}"
         )
 
 

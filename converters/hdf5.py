@@ -7,6 +7,7 @@ that declare much more than the file holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,14 +16,16 @@ import h5py
 import numpy as np
 
 from mmds.converters.arrays import ArrayWriter
-from mmds.converters.arraystore import ArrayStore, Rowed, blaming, refuse_inflation
+from mmds.converters.arraystore import ArrayStore, Rowed, blaming, refuse_chunk, refuse_inflation
 from mmds.errors import FormatError, SchemaError, printable
 from mmds.fields import Array, Kind, Text
 from mmds.store import Rows, file_identity
 
 NdArray = np.ndarray[Any, Any]
 
-CACHE_BYTES = 2**20  # of chunks per dataset: random access seldom comes back, so more would be wasted private memory
+# Rows of a chunk without filters are read alone if it does not fit into the cache. Filtered ones have to be read whole, so
+# that the last one is kept, unless it is so large that a cache per process would hurt more than unpacking it again.
+MAX_CACHE_BYTES = 2**25
 MAX_DEPTH = 32
 DESCRIPTION = "__mmds__"  # no field's array is called so
 
@@ -95,9 +98,9 @@ def open_store(path: str) -> HDF5Store:
     identity = file_identity(path)
     arrays: dict[str, Any] = {}
     with blaming(f"{printable(path)}: not a readable HDF5 file"):
-        file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
+        file = h5py.File(path, "r", rdcc_nbytes=0)
     with blaming(f"{printable(path)}: damaged"):
-        _collect(path, file, "", arrays, 0)
+        _collect(path, file, "", arrays, {file})
         refuse_inflation(path, sum(array.nbytes for array in arrays.values() if array.shape), Path(path).stat().st_size)
         description = None
         if "mmds" in file.attrs:
@@ -107,10 +110,8 @@ def open_store(path: str) -> HDF5Store:
         return HDF5Store(path, arrays, description, identity, file)
 
 
-def _collect(path: str, group: Any, prefix: str, arrays: dict[str, Any], depth: int) -> None:
+def _collect(path: str, group: Any, prefix: str, arrays: dict[str, Any], seen: set[Any]) -> None:
     """Add all datasets below `group` by their names; refuse what is not plain data in this file."""
-    if depth > MAX_DEPTH:
-        raise FormatError(f"{printable(path)}: groups are nested deeper than {MAX_DEPTH}")
     for key in group:
         name = prefix + key
         where = f"{printable(path)}: {printable(name)}"
@@ -119,8 +120,25 @@ def _collect(path: str, group: Any, prefix: str, arrays: dict[str, Any], depth: 
             raise FormatError(f"{where}: {type(link).__name__} refused: data must be in the file itself")
         found = group[key]
         if isinstance(found, h5py.Group):
-            _collect(path, found, name + "/", arrays, depth + 1)
+            if found in seen or prefix.count("/") >= MAX_DEPTH:
+                raise FormatError(f"{where}: a group in two places, or deeper than {MAX_DEPTH}: refused")
+            seen.add(found)
+            _collect(path, found, name + "/", arrays, seen)
         elif isinstance(found, h5py.Dataset):
             if found.is_virtual or found.external:
                 raise FormatError(f"{where}: virtual or external storage refused: data must be in the file itself")
             arrays[name] = found
+            chunk = _filtered_chunk(found)
+            refuse_chunk(path, name, chunk)
+            if chunk:
+                del found, arrays[name]  # a dataset that is open already would keep the cache that it has
+                access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+                access.set_chunk_cache(1, min(chunk, MAX_CACHE_BYTES), 1.0)
+                arrays[name] = h5py.Dataset(h5py.h5d.open(group.id, key.encode("utf-8", "surrogateescape"), access))
+
+
+def _filtered_chunk(dataset: Any) -> int:
+    """Return the bytes of a chunk of a dataset whose chunks are filtered, else 0."""
+    if not dataset.chunks or not dataset.id.get_create_plist().get_nfilters():
+        return 0
+    return math.prod(dataset.chunks) * int(dataset.dtype.itemsize)

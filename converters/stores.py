@@ -32,6 +32,19 @@ def _starts_with(magic: bytes) -> Callable[[Path], bool]:
     return check
 
 
+def _is_lmdb(path: Path) -> bool:
+    """Return whether `path` is an LMDB: a folder with data.mdb, or a file with LMDB's magic in its first page."""
+    if not path.is_file():
+        return (path / "data.mdb").exists()
+    with path.open("rb") as file:
+        return file.read(20)[16:] == b"\xde\xc0\xef\xbe"
+
+
+def _is_arrow(path: Path) -> bool:
+    """Return whether `path` is an Arrow file, or a folder that `datasets` has saved."""
+    return _starts_with(b"ARROW1")(path) or _contains("state.json", "dataset_dict.json")(path)
+
+
 def _contains(*names: str) -> Callable[[Path], bool]:
     return lambda path: any((path / name).exists() for name in names)
 
@@ -84,8 +97,8 @@ STORES = (
         _contains("__tiledb_group.tdb", "__group", "__schema"),
     ),
     StoreFormat("npy", "mmds.converters.npy", "numpy", "", (".npyd", ".npz", ".npy"), _has_arrays),
-    StoreFormat("lmdb", "mmds.converters.lmdb", "lmdb", "lmdb", (".lmdb",), _contains("data.mdb")),
-    StoreFormat("arrow", "mmds.converters.arrow", "pyarrow", "arrow", (".arrow", ".feather"), _starts_with(b"ARROW1")),
+    StoreFormat("lmdb", "mmds.converters.lmdb", "lmdb", "lmdb", (".lmdb",), _is_lmdb),
+    StoreFormat("arrow", "mmds.converters.arrow", "pyarrow", "arrow", (".arrow", ".feather"), _is_arrow),
     StoreFormat("parquet", "mmds.converters.parquet", "pyarrow", "arrow", (".parquet",), _starts_with(b"PAR1")),
 )
 

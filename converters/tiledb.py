@@ -20,8 +20,15 @@ import numpy as np
 import tiledb
 
 from mmds.converters.arrays import ArrayWriter
-from mmds.converters.arraystore import MAX_CHUNK_BYTES, MAX_RATIO, ArrayStore, Rowed, blaming, refuse_inflation
-from mmds.converters.arraystore import stored_bytes as bytes_in
+from mmds.converters.arraystore import (
+    MAX_RATIO,
+    ArrayStore,
+    Rowed,
+    blaming,
+    refuse_chunk,
+    refuse_inflation,
+    stored_bytes,
+)
 from mmds.errors import FormatError, SchemaError, printable
 from mmds.fields import Fixed, Kind
 from mmds.store import Items, RunItems, file_identity
@@ -46,7 +53,12 @@ def context() -> Any:
 
 def _context(**options: Any) -> Any:
     threads = {f"sm.{what}_concurrency_level": THREADS for what in ("compute", "io")}
-    return tiledb.Ctx({**threads, **{f"sm.{name}": value for name, value in options.items()}})
+    fork = os.fork
+    try:
+        return tiledb.Ctx({**threads, **{f"sm.{name}": value for name, value in options.items()}})
+    finally:
+        # TileDB wraps os.fork to warn that a context does not survive it. Here none is meant to: see `context`.
+        os.fork = fork
 
 
 class Writer(ArrayWriter):
@@ -188,13 +200,9 @@ def open_store(path: str) -> TileStore:
             raise FormatError(f"{printable(path)}: not a TileDB group or array")
         description = _collect(path, path, "", arrays, 0)
         for name, array in arrays.items():
-            if array.tile_bytes > MAX_CHUNK_BYTES and not array.refusal:
-                raise FormatError(
-                    f"{printable(path)}: {printable(name)}: tiles of {array.tile_bytes} bytes refused; at most "
-                    f"{MAX_CHUNK_BYTES}, as they are read whole"
-                )
+            refuse_chunk(path, name, 0 if array.refusal else array.tile_bytes)
         declared = sum(array.declared for array in arrays.values() if not array.refusal)
-        refuse_inflation(path, declared, bytes_in(path, declared // MAX_RATIO + 1))
+        refuse_inflation(path, declared, stored_bytes(path, declared // MAX_RATIO + 1))
         return TileStore(path, arrays, description, identity)
 
 

@@ -17,7 +17,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from mmds.converters.arrays import ArrayWriter
-from mmds.converters.arraystore import MAX_CHUNK_BYTES, MAX_RATIO, ArrayStore, blaming, refuse_inflation, stored_bytes
+from mmds.converters.arraystore import MAX_RATIO, ArrayStore, blaming, refuse_chunk, refuse_inflation, stored_bytes
 from mmds.errors import FormatError, printable
 from mmds.store import file_identity
 
@@ -72,21 +72,17 @@ def open_store(path: str) -> ArrayStore:
         else:
             arrays.update((name, node) for name, node in sorted(root.members(None)) if isinstance(node, zarr.Array))
         for name, array in arrays.items():
-            _refuse_tricks(f"{printable(path)}: {printable(name)}", array)
+            _refuse_pickles(f"{printable(path)}: {printable(name)}", array)
+            refuse_chunk(path, name, math.prod(array.chunks) * array.dtype.itemsize)
         declared = sum(array.nbytes for array in arrays.values())
         refuse_inflation(path, declared, stored_bytes(path, declared // MAX_RATIO + 1))
         return ArrayStore(path, arrays, root.attrs.get("mmds") if isinstance(root, zarr.Group) else None, identity)
 
 
-def _refuse_tricks(where: str, array: Any) -> None:
+def _refuse_pickles(where: str, array: Any) -> None:
     for codec in _codecs(array.metadata.to_dict()):
         if "pickle" in codec:
             raise FormatError(f"{where}: the codec {printable(codec)} refused: nothing is ever unpickled")
-    chunk = math.prod(array.chunks) * array.dtype.itemsize
-    if chunk > MAX_CHUNK_BYTES:
-        raise FormatError(
-            f"{where}: chunks of {chunk} bytes refused; at most {MAX_CHUNK_BYTES}, as they are read whole"
-        )
 
 
 def _codecs(node: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import mmap
 import os
 import stat
@@ -11,7 +12,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from mmds.errors import FormatError, SchemaError, printable
+from mmds.errors import FormatError, SchemaError, missing, printable
 from mmds.items import FixedItems, NullableItems, open_items
 from mmds.parse import Footer, parse
 from mmds.store import Items, MaskedItems, RunItems, Store
@@ -173,6 +174,20 @@ class Reader(Sequence[Any]):
                 f"{printable(self.path)}: '{printable(name)}' is no column; its values differ in size. Use reader[i]"
             )
         return Strings(items, self._rows)
+
+    def to_arrow(self, fields: Any = None) -> Any:
+        """Return fields as a `pyarrow.Table`, for DuckDB, Polars and pandas.
+
+        Without `fields`, it has all those that need no copy: columns of the index, and payload without padding, which
+        are views of the mapped file. Fields that are named are copied where they have to be. Labels become dictionaries.
+        """
+        try:
+            view = importlib.import_module("mmds.converters.arrowview")  # by name: it stands above this layer
+        except ModuleNotFoundError as error:
+            if not str(error.name).startswith("pyarrow"):
+                raise
+            raise missing("pyarrow", "arrow", "to_arrow") from None
+        return view.to_arrow(self, fields)
 
     def valid(self, name: str) -> NdArray:
         """Return for each sample whether the field has a value (bool, shape (n,)); all True where it cannot be null."""

@@ -104,7 +104,7 @@ class RunItems:
         for start, stop, positions in runs(indices, self._gap):
             rows: NdArray = self._rows(start, stop)
             if out is None and len(rows) == len(indices) and _consecutive(indices):
-                return rows.astype(self.dtype, copy=False)
+                return rows.astype(self.dtype, copy=not rows.flags.writeable)  # a batch is the caller's own
             if out is None:
                 out = empty((len(indices), *self.shape), self.dtype)
             if len(positions) == 1:
