@@ -205,12 +205,16 @@ class ArrayStore:
 
     def rows_of(self, array: Any, name: str) -> Rows:
         """Return the function (start, stop) -> rows of an array."""
-        n = int(array.shape[0])
+        n, row, dtype, path = int(array.shape[0]), tuple(array.shape[1:]), array.dtype, printable(self.path)
 
-        def read(start: int, stop: int) -> NdArray:
+        def read(start: int, stop: int) -> NdArray:  # without `self`: the files of a store close when it is dropped
             if not 0 <= start <= stop <= n:
-                raise self._error(f"the array {printable(name)} has {n} rows, but {start} to {stop} are asked for")
-            with blaming(f"{printable(self.path)}: rows {start} to {stop} of the array {printable(name)}"):
+                raise FormatError(
+                    f"{path}: the array {printable(name)} has {n} rows, but {start} to {stop} are asked for"
+                )
+            if start == stop:
+                return np.empty((0, *row), dtype)
+            with blaming(f"{path}: rows {start} to {stop} of the array {printable(name)}"):
                 return np.asarray(array[start:stop])
 
         return read

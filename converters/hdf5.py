@@ -87,10 +87,10 @@ class _Strings:
     """A dataset of strings, read as str."""
 
     def __init__(self, array: Any) -> None:
-        self.shape, self._array = array.shape, array
+        self.shape, self.dtype, self._array = array.shape, array.dtype, array
 
     def __getitem__(self, rows: slice) -> Any:
-        return self._array.asstr()[rows]
+        return self._array.asstr("utf-8")[rows]  # what is declared ASCII too: numpy has no other
 
 
 def open_store(path: str) -> HDF5Store:
@@ -141,4 +141,4 @@ def _filtered_chunk(dataset: Any) -> int:
     """Return the bytes of a chunk of a dataset whose chunks are filtered, else 0."""
     if not dataset.chunks or not dataset.id.get_create_plist().get_nfilters():
         return 0
-    return math.prod(dataset.chunks) * int(dataset.dtype.itemsize)
+    return int(math.prod(dataset.chunks)) * int(dataset.dtype.itemsize)

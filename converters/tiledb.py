@@ -151,15 +151,14 @@ class TileRows:
     def tile_bytes(self) -> int:
         """What has to be read for one cell."""
         domain = self._array.schema.domain
-        return math.prod(int(domain.dim(axis).tile or 1) for axis in range(domain.ndim)) * self.dtype.itemsize
+        return math.prod(int(domain.dim(axis).tile or 1) for axis in range(domain.ndim)) * int(self.dtype.itemsize)
 
     @property
-    def declared(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    def nbytes(self) -> int:
+        """The size of all rows in bytes."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
 
     def __getitem__(self, rows: slice) -> Any:
-        if rows.start == rows.stop:
-            return np.empty((0, *self.shape[1:]), self.dtype)
         return self._plain(
             self._array.query(attrs=[self._attribute])[rows.start + self._first : rows.stop + self._first]
         )
@@ -184,9 +183,12 @@ class TileStore(ArrayStore):
         return super().kind_of(array)
 
     def fixed_items(self, array: Any, name: str, kind: Fixed) -> Items:
+        path = printable(self.path)
+
         def scattered(rows: NdArray) -> NdArray:
-            with blaming(f"{printable(self.path)}: rows of the array {printable(name)}"):
-                return array.scattered(rows)
+            with blaming(f"{path}: rows of the array {printable(name)}"):
+                found: NdArray = array.scattered(rows)
+                return found
 
         return RunItems(self.rows_of(array, name), kind, scattered)
 
@@ -201,7 +203,7 @@ def open_store(path: str) -> TileStore:
         description = _collect(path, path, "", arrays, 0)
         for name, array in arrays.items():
             refuse_chunk(path, name, 0 if array.refusal else array.tile_bytes)
-        declared = sum(array.declared for array in arrays.values() if not array.refusal)
+        declared = sum(array.nbytes for array in arrays.values() if not array.refusal)
         refuse_inflation(path, declared, stored_bytes(path, declared // MAX_RATIO + 1))
         return TileStore(path, arrays, description, identity)
 

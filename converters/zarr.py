@@ -8,6 +8,7 @@ much more than the folder holds: chunks that are not there would be read as fill
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from mmds.converters.arrays import ArrayWriter
+from mmds.converters.arrays import BLOCK_BYTES, ArrayWriter
 from mmds.converters.arraystore import MAX_RATIO, ArrayStore, blaming, refuse_chunk, refuse_inflation, stored_bytes
 from mmds.errors import FormatError, printable
 from mmds.store import file_identity
@@ -59,12 +60,46 @@ class Writer(ArrayWriter):
         self._group.attrs["mmds"] = description
 
 
+class Ahead:
+    """A Zarr array that keeps the shard (or chunk) it is in while it is read from front to back.
+
+    A part of a shard takes a call of the file system and a task per chunk; a whole shard one, and half the time.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.shape, self.dtype, self._array = array.shape, array.dtype, array
+        self._size = int((array.shards or array.chunks)[0])
+        if self._size * math.prod(self.shape[1:]) * self.dtype.itemsize > BLOCK_BYTES:
+            self._size = 0
+        self._next = -1
+        self._held: tuple[int, Any] = (-1, None)
+
+    def __getitem__(self, rows: slice) -> Any:
+        start, stop = rows.start, rows.stop
+        ahead, self._next = start == self._next and stop - start < self._size, stop
+        if not ahead:
+            return self._array[start:stop]
+        parts = []
+        while start < stop:
+            number, first = start // self._size, start % self._size
+            held, shard = self._held
+            if held != number:
+                shard = self._array[number * self._size : (number + 1) * self._size]
+                self._held = number, shard
+            parts.append(shard[first : first + stop - start])
+            start += len(parts[-1])
+        return np.concatenate(parts)
+
+
 def open_store(path: str) -> ArrayStore:
     """Open a Zarr group or array in a folder; `FormatError` where it is none or would not be safe to read."""
     identity = file_identity(path)
     if not Path(path).is_dir():
         raise FormatError(f"{printable(path)}: not a folder, so not a Zarr group")
-    with blaming(f"{printable(path)}: not a readable Zarr group"):
+    with blaming(f"{printable(path)}: not a readable Zarr group"), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of files that are no part of the hierarchy, of types not yet in the specification
         root = zarr.open(LocalStore(path, read_only=True), mode="r")
         arrays: dict[str, Any] = {}
         if isinstance(root, zarr.Array):
@@ -75,8 +110,10 @@ def open_store(path: str) -> ArrayStore:
             _refuse_pickles(f"{printable(path)}: {printable(name)}", array)
             refuse_chunk(path, name, math.prod(array.chunks) * array.dtype.itemsize)
         declared = sum(array.nbytes for array in arrays.values())
+        arrays = {name: Ahead(array) if array.ndim else array for name, array in arrays.items()}
         refuse_inflation(path, declared, stored_bytes(path, declared // MAX_RATIO + 1))
-        return ArrayStore(path, arrays, root.attrs.get("mmds") if isinstance(root, zarr.Group) else None, identity)
+        description: Any = root.attrs.get("mmds") if isinstance(root, zarr.Group) else None
+        return ArrayStore(path, arrays, description, identity)
 
 
 def _refuse_pickles(where: str, array: Any) -> None:

@@ -90,7 +90,7 @@ def test_the_row_says_where_mmds_is_behind() -> None:
 def test_pictures_are_real_and_of_the_sizes_that_are_claimed() -> None:
     files = [file for batch in jpegs(500) for file in batch["image"]]
     assert len(set(files)) == len(files) == 500
-    assert min(map(len, files)) > 3_000 and 8_000 < sum(map(len, files)) / 500 < 20_000
+    assert all(6_000 <= len(file) <= 30_100 for file in files)
 
 
 def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,8 @@ def test_every_store_of_the_table_keeps_the_contract() -> None:
 @pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.stress)])
 def test_workers_that_inherit_nothing_read_every_store(tmp_path: Path, method: str) -> None:
     """One set of workers for all stores, because each takes seconds to start."""
-    source = store_cases.write_every(tmp_path / "a.mmds", frozenset().union(*(each.refused for each in CONTRACTS)))
+    names = [name for name in store_cases.EVERY if not any(name in each.refused for each in CONTRACTS)]
+    source = store_cases.write(tmp_path / "a.mmds", *store_cases.dataset(names[::4]))
     want = [digest(sample) for sample in mmds.open(source)]
     datasets = [
         mmds.MemoryMappedDataset(each().copy(source, tmp_path / f"a{each.suffix}"), format="raw") for each in CONTRACTS

@@ -1,0 +1,150 @@
+"""TileDB: what plain TileDB sees of our groups, what we see of others', and what is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiledb
+from torch.utils.data import DataLoader
+
+import mmds
+from mmds.converters.tiledb import Writer, context
+from mmds.errors import FormatError
+from tests.samples import EVERY_KIND, sample, write_fixed
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.tiledb"
+
+
+def create(path: Path, attributes: dict[str, Any], domains: Any = ((0, 3),), **options: Any) -> Path:
+    """Create an array as other people do, and fill it if it is dense and `attributes` are values."""
+    ctx = context()
+    dims = [
+        tiledb.Dim(
+            f"d{axis}",
+            domain=domain,
+            tile=min(domain[1] - domain[0] + 1, options.get("tile", 1024)),
+            dtype=np.int64,
+            ctx=ctx,
+        )
+        for axis, domain in enumerate(domains)
+    ]
+    attrs = [
+        tiledb.Attr(name, dtype=values.dtype, nullable=options.get("nullable", False), ctx=ctx)
+        for name, values in attributes.items()
+    ]
+    schema = tiledb.ArraySchema(tiledb.Domain(*dims, ctx=ctx), attrs, sparse=options.get("sparse", False), ctx=ctx)
+    tiledb.Array.create(str(path), schema, ctx=ctx)
+    if not options:
+        with tiledb.open(str(path), "w", ctx=ctx) as array:
+            array[:] = attributes
+    return path
+
+
+def group_of(path: Path, **members: str) -> Path:
+    tiledb.Group.create(str(path), ctx=context())
+    with tiledb.Group(str(path), "w", ctx=context()) as group:
+        for name, uri in members.items():
+            group.add(uri, name, relative=not os.path.isabs(uri))  # noqa: PTH117 (of a text)
+    return path
+
+
+def test_plain_tiledb_reads_what_we_write(path: Path) -> None:
+    with Writer(path, EVERY_KIND) as writer:
+        writer.extend(map(sample, range(40)))
+    with tiledb.open(str(path / "array"), ctx=context()) as array:
+        assert array.nonempty_domain()[0] == (0, 39)
+        assert np.array_equal(array[7:8], np.full((1, 3, 100), 7, "f4"))
+    with tiledb.Group(str(path), ctx=context()) as group:
+        assert group["label"].uri.endswith("label") and '"n":40' in group.meta["mmds"]
+
+
+def test_fragments_are_blocks_and_their_metadata_one_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Writer, "block_bytes", 2**20)
+    rows = np.random.default_rng(0).integers(0, 256, (100, 3, 96, 96), np.uint8)
+    with Writer(path, mmds.Array("uint8", (3, 96, 96))) as writer:
+        for start in range(0, 100, 7):
+            writer.write_batch(rows[start : start + 7])
+    assert len(list((path / "value" / "__fragments").iterdir())) == 3
+    assert len(list((path / "value" / "__fragment_meta").iterdir())) == 1
+    reader = mmds.open(path)
+    for wanted in (np.arange(100), np.array([99, 0, 35, 36, 35]), np.array([5])):
+        assert np.array_equal(reader[wanted], rows[wanted])
+
+
+def test_single_arrays(path: Path) -> None:
+    with tiledb.from_numpy(str(path), np.arange(12.0).reshape(4, 3), ctx=context()):
+        pass
+    assert [row.tolist() for row in mmds.open(path)[[3, 1]]] == [[9, 10, 11], [3, 4, 5]]
+
+
+def test_attributes_are_fields_and_rows_count_from_the_first_filled_one(path: Path) -> None:
+    create(path, {"a": np.arange(8, dtype="i4").reshape(4, 2), "b": np.ones((4, 2), "f8")}, ((10, 13), (-1, 0)))
+    reader = mmds.open(path)
+    assert len(reader) == 4 and reader[3]["a"].tolist() == [6, 7] and reader[[0, 2]]["b"].tolist() == [[1, 1], [1, 1]]
+
+
+def test_groups(path: Path) -> None:
+    group_of(path, x="x", inner="inner")
+    group_of(path / "inner", y="y")
+    create(path / "x", {"": np.arange(4)})
+    create(path / "inner" / "y", {"": np.arange(4, dtype="u1") * 2})
+    assert mmds.open(path)[3] == {"x": 3, "inner": {"y": 6}}
+
+
+def test_arrays_outside_the_folder_are_refused(path: Path, tmp_path: Path) -> None:
+    create(tmp_path / "outside", {"": np.arange(4)})
+    group_of(path, x=str(tmp_path / "outside"))
+    with pytest.raises(FormatError, match=r"a\.tiledb: x is at .*outside: refused, data must be inside"):
+        mmds.open(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"sparse": True}, "x: a sparse array"), ({"nullable": True}, "x: an attribute of variable length, or nullable")],
+)
+def test_what_is_no_field_is_named(path: Path, options: dict[str, Any], reason: str) -> None:
+    group_of(path, x="x")
+    create(path / "x", {"v": np.arange(4)}, **options)
+    with pytest.raises(FormatError, match=f"no arrays that could be samples .*{reason}"):
+        mmds.open(path)
+
+
+def test_declared_sizes_far_beyond_the_folder_are_refused(path: Path) -> None:
+    create(path, {"": np.arange(1)}, ((0, 2**40),), empty=True)
+    with tiledb.open(str(path), "w", ctx=context()) as array:
+        array[0:1] = np.array([1])
+        array[2**39 : 2**39 + 1] = np.array([1])
+    with pytest.raises(FormatError, match=rf"a\.tiledb: its arrays declare {2**42 + 8} bytes, but [0-9]+ are stored"):
+        mmds.open(path)
+
+
+def test_tiles_that_no_memory_holds_are_refused(path: Path) -> None:
+    create(path, {"": np.arange(1)}, ((0, 2**40),), tile=2**30)
+    with pytest.raises(FormatError, match=rf"a\.tiledb: : chunks of {2**33} bytes refused"):
+        mmds.open(path)
+
+
+def test_folders_that_are_none(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(FormatError, match=r"a\.tiledb: not a TileDB group or array"):
+        mmds.open(path)
+
+
+def test_forked_workers_have_a_context_of_their_own(path: Path, tmp_path: Path) -> None:
+    fork = os.fork
+    source = mmds.open(write_fixed(tmp_path / "a.mmds"))
+    with Writer(path, source.fields) as writer:
+        writer.write_batch(source[np.arange(64)])
+    dataset = mmds.MemoryMappedDataset(path)
+    dataset[3]
+    assert os.fork is fork  # TileDB replaces it by one that warns
+    loader = DataLoader(dataset, 16, num_workers=2, multiprocessing_context="fork", timeout=60)
+    labels = [label for batch in loader for label in batch["label"].tolist()]
+    assert labels == [number % 3 for number in range(64)]
