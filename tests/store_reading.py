@@ -169,6 +169,7 @@ class Reading(StoreUnderTest):
 
     @pytest.mark.stress
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+    @pytest.mark.filterwarnings("ignore:This DataLoader will create 16 worker processes")
     def test_sixteen_workers(self, pair: Pair, method: str) -> None:
         self.workers(pair, method, 16)
 
