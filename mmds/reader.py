@@ -178,8 +178,8 @@ class Reader(Sequence[Any]):
     def to_arrow(self, fields: Any = None) -> Any:
         """Return fields as a `pyarrow.Table`, for DuckDB, Polars and pandas.
 
-        Without `fields`, it has all those that need no copy: columns of the index, and payload without padding, which
-        are views of the mapped file. Fields that are named are copied where they have to be. Labels become dictionaries.
+        Columns of the index, and payload without padding, are views of the mapped file. A field that would have to be
+        copied is refused by name (`SchemaError`), unless it is named in `fields`. Labels become dictionaries.
         """
         try:
             view = importlib.import_module("mmds.converters.arrowview")  # by name: it stands above this layer
