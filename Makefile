@@ -39,6 +39,7 @@ bench: .venv/ready
 	.venv/bin/python -m benchmarks.reading
 	.venv/bin/python -m benchmarks.conversion
 	.venv/bin/python -m benchmarks.memory.workers
+	.venv/bin/python -m benchmarks.stores
 
 clean:
 	rm -rf .venv .demo build dist *.egg-info
