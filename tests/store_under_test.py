@@ -71,6 +71,7 @@ class StoreUnderTest:
     refused: ClassVar[frozenset[str]] = frozenset()  # names of `store_cases.EVERY`
     refused_golden: ClassVar[frozenset[str]] = frozenset()  # names of `make_golden.GOLDEN`
     recognised: ClassVar[bool] = True  # by its content, whatever it is called
+    step: ClassVar[int] = 1  # of all kinds, one in so many is in the dataset that tests share: more for a slow library
     flips: ClassVar[int] = 20  # bytes to flip; 0 where the library promises nothing about damaged content
 
     # Writing and reading
@@ -112,7 +113,7 @@ class StoreUnderTest:
     @pytest.fixture(scope="class")
     @classmethod
     def pair(cls, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-        """Return the dataset of every kind, to be read only."""
+        """Return a dataset of many kinds, to be read only."""
         folder = tmp_path_factory.mktemp(cls.format)
-        source = store_cases.write_every(folder / "every.mmds", cls.refused)
+        source = store_cases.write_every(folder / "every.mmds", cls.refused, step=cls.step)
         return Pair(source, cls().copy(source, folder / f"every{cls.suffix}"))

@@ -28,6 +28,7 @@ class TestZarr(StoreContract):
 class TestTileDB(StoreContract):
     format = "tiledb"
     suffix = ".tiledb"
+    step = 3  # an array takes a millisecond to open, to read and to close
 
 
 class TestNpy(StoreContract):
