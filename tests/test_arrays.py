@@ -184,3 +184,10 @@ def test_limits(tmp_path: Path) -> None:
     refuse_chunk("a", "x", 2**31)
     with pytest.raises(FormatError, match=f"a: x: chunks of {2**31 + 1} bytes refused"):
         refuse_chunk("a", "x", 2**31 + 1)
+
+
+def test_a_mistake_in_the_code_is_not_blamed_on_the_data() -> None:
+    with pytest.raises(NameError), blaming("x.h5"):
+        raise NameError("name 'MAX_CHUNK_BYTES' is not defined")
+    with pytest.raises(FormatError, match=r"x\.h5: bad chunk"), blaming("x.h5"):
+        raise RuntimeError("bad chunk")
