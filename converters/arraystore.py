@@ -55,7 +55,7 @@ def blaming(where: str) -> Iterator[None]:
     """Turn what a library raises over damaged data, which may be anything, into a `FormatError`."""
     try:
         yield
-    except (MmdsError, MemoryError, NameError, AssertionError):  # the last two are mistakes in the code, not in the data
+    except (MmdsError, MemoryError, NameError, AssertionError):  # mistakes in the code are not damage either
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
