@@ -120,6 +120,7 @@ class MemoryMappedDataset(Dataset[Any]):
             rows = handle.reader.resolve(indices, range(len(handle.rows)))
             return [self[row] for row in rows.tolist()]
         rows = handle.reader.resolve(indices, handle.rows)
+        handle.reader.expect(rows)
         if self._transforms:
             return [self._transformed(handle.get(row)) for row in rows.tolist()]
         tree = handle.reader.fields.tree

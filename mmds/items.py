@@ -4,7 +4,8 @@
 finds each value through the mapped array of ends, `ScatteredItems` does so for arrays of one shape that lie between values
 of other sizes. None holds anything per sample.
 
-Both offer `get(i)` for ``0 <= i < n`` (not checked again here) and `gather(indices)` for an integer ndarray.
+All offer `get(i)` for ``0 <= i < n`` (not checked again here) and `gather(indices)` for an integer ndarray, and
+`prefetch(indices, ask)`, which tells `ask` the addresses where those values are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,9 +22,18 @@ from mmds.fields import Array, Fixed, Kind, Variable
 from mmds.format import DATA_START, Section, align_up
 from mmds.gather import empty, take_rows
 from mmds.parse import Footer
+from mmds.readahead import address
 from mmds.store import Items
 
 NdArray = np.ndarray[Any, Any]
+Ask = Callable[[NdArray, NdArray], None]  # for the memory from these addresses to those
+
+
+class MappedItems(Items, Protocol):
+    """Values in a mapped file."""
+
+    def prefetch(self, indices: NdArray, ask: Ask) -> None:
+        """Tell `ask` where the values of samples `indices` are."""
 
 
 def section_array(view: memoryview, section: Section) -> NdArray:
@@ -47,6 +57,11 @@ class FixedItems:
     def gather(self, indices: NdArray, out: NdArray | None = None) -> NdArray:
         """Return rows `indices`, in `out` if given: one copy from the mapped file."""
         return take_rows(self.array, indices, out)
+
+    def prefetch(self, indices: NdArray, ask: Ask) -> None:
+        """Ask for the pages of rows `indices`."""
+        starts = address(self.array) + indices * self.array.strides[0]
+        ask(starts, starts + math.prod(self.shape) * self.dtype.itemsize)
 
 
 class VariableItems:
@@ -90,9 +105,39 @@ class VariableItems:
         except (ValueError, struct.error) as error:
             raise FormatError(f"{self._describe(index)}: {printable(error)}; run mmds verify") from None
 
+    def spans(self, indices: NdArray) -> tuple[NdArray, NdArray] | None:
+        """Return where the values of samples `indices` begin and end in the view; None if any of that is outside."""
+        k = indices * self._step + self._first
+        starts, stops = self._ends[k], self._ends[k + 1]
+        outside = (starts > stops) | (stops > len(self._view))
+        if self._align > 1:
+            starts = (starts + np.uint64(self._align - 1)) & ~np.uint64(self._align - 1)
+            outside |= starts > stops
+        if outside.any():
+            return None
+        return starts.astype(np.int64), stops.astype(np.int64)
+
     def gather(self, indices: NdArray) -> list[Any]:
         """Return the values of samples `indices` as a list."""
-        return [self.get(index) for index in indices.tolist()]
+        spans = self.spans(indices)
+        if spans is None:  # one of them says why
+            return [self.get(index) for index in indices.tolist()]
+        view, decode, values = self._view, self._decode, []
+        for index, start, stop in zip(indices.tolist(), spans[0].tolist(), spans[1].tolist(), strict=True):
+            try:
+                values.append(decode(view[start:stop], index))
+            except (ValueError, struct.error) as error:
+                raise FormatError(f"{self._describe(index)}: {printable(error)}; run mmds verify") from None
+        return values
+
+    def prefetch(self, indices: NdArray, ask: Ask) -> None:
+        """Ask for the pages of the ends, then for those of the values."""
+        ends = address(self._ends) + (indices * self._step + self._first) * 8
+        ask(ends, ends + 16)
+        spans = self.spans(indices)
+        if spans is not None:
+            base = address(np.frombuffer(self._view, np.uint8))
+            ask(base + spans[0], base + spans[1])
 
 
 class ScatteredItems(VariableItems):
@@ -114,7 +159,7 @@ class ScatteredItems(VariableItems):
 class NullableItems:
     """Values of which some are null."""
 
-    def __init__(self, items: Items, valid: NdArray) -> None:
+    def __init__(self, items: MappedItems, valid: NdArray) -> None:
         self.items, self.valid = items, valid
 
     def get(self, index: int) -> Any:
@@ -125,13 +170,17 @@ class NullableItems:
         """Return the values of samples `indices` as a list with None for nulls."""
         return [self.get(index) for index in indices.tolist()]
 
+    def prefetch(self, indices: NdArray, ask: Ask) -> None:
+        """Ask for the pages of all values, those of nulls included; they are empty."""
+        self.items.prefetch(indices, ask)
 
-def open_items(view: memoryview, footer: Footer, position: int, path: str) -> Items:
+
+def open_items(view: memoryview, footer: Footer, position: int, path: str) -> MappedItems:
     """Return the values of field `position` of the mapped file `view`."""
     field = footer.schema.fields[position]
     kind = field.kind
     describe = _Describe(path, field.name)
-    items: Items
+    items: MappedItems
     if isinstance(kind, Fixed) and kind.is_column:
         items = FixedItems(section_array(view, footer.section("column", position)), kind)
     elif not field.is_payload:

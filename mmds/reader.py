@@ -8,13 +8,14 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 
 from mmds.errors import FormatError, SchemaError, missing, printable
-from mmds.items import FixedItems, NullableItems, open_items
+from mmds.items import FixedItems, MappedItems, NullableItems, open_items
 from mmds.parse import Footer, parse
+from mmds.readahead import Readahead
 from mmds.store import Items, MaskedItems, RunItems, Store
 
 NdArray = np.ndarray[Any, Any]
@@ -28,7 +29,9 @@ class MappedFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self.view = memoryview(_map(self.path)).toreadonly()  # arrays over it cannot be made writable again
+        mapped = _map(self.path)
+        self.view = memoryview(mapped).toreadonly()  # arrays over it cannot be made writable again
+        self.readahead = Readahead(mapped)
         try:
             self.footer = parse(self.view)
         except FormatError as error:
@@ -93,6 +96,7 @@ class Reader(Sequence[Any]):
         ]  # in the file, whatever `fields` made of them
         self._get: Callable[[int], Any] = self.fields.assembler([items.get for items in self.items])
         self._gather: Callable[[NdArray], Any] = self.fields.assembler([items.gather for items in self.items])
+        self._readahead: Readahead | None = getattr(store, "readahead", None)
 
     @property
     def path(self) -> Path:
@@ -129,7 +133,9 @@ class Reader(Sequence[Any]):
         if isinstance(index, slice):
             return self.rows(self._rows[index])
         if is_many(index):
-            return self._gather(self.resolve(index, self._rows))
+            rows = self.resolve(index, self._rows)
+            self.expect(rows)
+            return self._gather(rows)
         try:
             row = self._rows[index]
         except IndexError:
@@ -197,6 +203,24 @@ class Reader(Sequence[Any]):
         if isinstance(items, MaskedItems):
             return items.valid(np.asarray(self._rows))
         return np.ones(len(self), bool)
+
+    def prefetch(self, index: Sequence[int] | NdArray) -> None:
+        """Ask the kernel to read the samples of a list or array of indices, without waiting for it.
+
+        A batch asks for its own samples already where that helps; this is for what will be wanted later. Does nothing
+        for stores other than ``.mmds`` files.
+        """
+        self._ask(self.resolve(index, self._rows))
+
+    def expect(self, rows: NdArray) -> None:
+        """Ask the kernel for all rows of a batch that is about to be read, if the disk has been read from recently."""
+        if self._readahead is not None and self._readahead.wanted():
+            self._ask(rows)
+
+    def _ask(self, rows: NdArray) -> None:
+        if self._readahead is not None:
+            for items in cast("list[MappedItems]", self.items):
+                items.prefetch(rows, self._readahead.ask)
 
     def resolve(self, index: Any, rows: range) -> NdArray:
         """Return the rows of the file that an index array or list into `rows` means, as int64, all in range.

@@ -1,0 +1,70 @@
+"""Asking the kernel for the pages of a batch all at once, before the first of them is missed.
+
+A gather that misses a page waits for the disk, one page after the other, and each miss reads 128 KB around it. Asked
+with ``madvise(MADV_WILLNEED)`` beforehand, the disk gets all requests of a batch together, and only what the batch needs.
+Once everything is in the page cache that is wasted work, so it is done only while this process still reads from a disk.
+"""
+
+from __future__ import annotations
+
+import mmap
+import resource
+from typing import Any
+
+import numpy as np
+
+NdArray = np.ndarray[Any, Any]
+
+PAGE = mmap.PAGESIZE
+CHUNK = 2**17  # bytes; the kernel may cut one request to the device's readahead window, by default 128 KiB
+BATCHES = 8  # for which it stays on or off until it is decided again
+
+
+class Readahead:
+    """Readahead for one mapped file."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._map = mapped
+        self._base = address(np.frombuffer(mapped, np.uint8))
+        self._reads = _disk_reads()
+        self._on = True  # the first batch of a process: nobody knows
+        self._left = 1
+
+    def wanted(self) -> bool:
+        """Return whether the next batch should be asked for: whether there were reads from a disk recently."""
+        if not self._left:
+            reads = _disk_reads()
+            self._on, self._reads, self._left = reads != self._reads, reads, BATCHES
+        self._left -= 1
+        return self._on
+
+    def ask(self, starts: NdArray, stops: NdArray) -> None:
+        """Ask the kernel to read the memory from `starts` to `stops`: addresses in the map, int64. Does not wait for it."""
+        for start, stop in zip(*_pages(starts - self._base, stops - self._base), strict=True):
+            for offset in range(start, stop, CHUNK):
+                self._map.madvise(mmap.MADV_WILLNEED, offset, min(CHUNK, stop - offset))
+
+
+def address(array: NdArray) -> int:
+    """Return where in memory an array begins."""
+    return int(array.__array_interface__["data"][0])
+
+
+def _disk_reads() -> int:
+    """Return a number that grows whenever this process makes the kernel read from a disk."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_inblock + usage.ru_majflt  # what was asked for ahead, and what was missed
+
+
+def _pages(starts: NdArray, stops: NdArray) -> tuple[list[int], list[int]]:
+    """Return where the runs of pages that hold the bytes from `starts` to `stops` begin and end: ascending, disjoint.
+
+    >>> _pages(np.array([20000, 10, 4096]), np.array([20001, 20, 9000]))
+    ([0, 16384], [12288, 20480])
+    """
+    order = np.argsort(starts)
+    first = starts[order] // PAGE
+    last = np.maximum.accumulate(-(-stops[order] // PAGE))
+    apart = np.flatnonzero(first[1:] > last[:-1])
+    ends = np.append(apart, len(order) - 1) if len(order) else apart
+    return (first[np.append([0], apart + 1)[: len(ends)]] * PAGE).tolist(), (last[ends] * PAGE).tolist()
