@@ -1,9 +1,14 @@
 """Folders of ``.npy`` files, and ``.npz`` archives of them: what numpy alone reads, without a copy.
 
 One file per array, as `arrays.py` describes, in folders for groups, and ``mmds.json`` with the schema. From elsewhere, a
-folder of ``.npy`` files that share their first dimension is read too, and a single ``.npy`` file. Files are mapped, as are
-members of an archive that are not compressed; compressed ones are unpacked into the memory of each process that reads them,
-up to 2 GiB. Refused are object arrays, which hold pickles, and symbolic links.
+folder of ``.npy`` files that share their first dimension is read too, and a single ``.npy`` file, whose rows are samples
+without a name.
+
+An ``.npy`` file can be written where it loses no value: of one field of numbers, or of arrays of one shape. It has no room
+for the field's name and for metadata, which are not kept; labels, whose classes would be lost, are refused.
+
+Files are mapped, as are members of an archive that are not compressed; compressed ones are unpacked into the memory of each
+process that reads them, up to 2 GiB. Refused are object arrays, which hold pickles, and symbolic links.
 """
 
 from __future__ import annotations
@@ -18,48 +23,68 @@ from mmds import canonical
 from mmds.converters.arrays import ArrayWriter
 from mmds.converters.arraystore import ArrayStore
 from mmds.converters.npz import DESCRIPTION, map_block, read_archive, write_archive
-from mmds.errors import FormatError, SchemaError, printable
-from mmds.fields import Fixed
+from mmds.dtypes import LOGICAL
+from mmds.errors import FormatError, printable
+from mmds.fields import Array, Fixed, Kind, Scalar
 from mmds.items import FixedItems
+from mmds.schema import Schema
 from mmds.store import Items, file_identity
 
 NdArray = np.ndarray[Any, Any]
 
 
 class Writer(ArrayWriter):
-    """Writes a folder of ``.npy`` files, and an archive of it if the path ends with ``.npz``."""
+    """Writes a folder of ``.npy`` files, an archive of it if the path ends with ``.npz``, or one array if with ``.npy``."""
 
     block_bytes: ClassVar[int] = 2**20
     _files: list[_NpyFile] | None = None
 
+    def refuse(self, schema: Schema) -> str:
+        if self._suffix != ".npy" or (len(schema) == 1 and _is_plain(schema.fields[0].kind)):
+            return ""
+        found = f"{schema.names[0]} = {schema.fields[0].kind}" if len(schema) == 1 else ", ".join(schema.names)
+        stem = printable(self.path.stem)
+        return (
+            "an .npy file holds one field, numbers or arrays of one shape, of a dtype that numpy has, without nulls; got "
+            f"{printable(found)}. Select such a field, or write a folder, {stem}.npyd, or an archive, {stem}.npz"
+        )
+
     def create_group(self) -> None:
-        if self.path.suffix.lower() == ".npy":
-            raise SchemaError(
-                f"{self._shown}: an .npy file has no room for fields; write an .npyd folder or an .npz file"
-            )
-        self._archived = self.path.suffix.lower() == ".npz"
-        self._folder = self.staging.content.with_name("parts") if self._archived else self.staging.content
-        self._folder.mkdir()
         self._files = []
+        self._folder = self.staging.content
+        if self._suffix == ".npz":
+            self._folder = self.staging.content.with_name("parts")
+        if self._suffix != ".npy":
+            self._folder.mkdir()
 
     def create_array(
         self, name: str, dtype: np.dtype[Any], row: tuple[int, ...], chunk: int, block: int
     ) -> Callable[[NdArray], None]:
-        path = self._folder / f"{name}.npy"
+        path = self._folder if self._suffix == ".npy" else self._folder / f"{name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         assert self._files is not None
         self._files.append(_NpyFile(path, dtype, row))
         return self._files[-1].append
 
     def describe(self, description: str) -> None:
-        (self._folder / DESCRIPTION).write_bytes(description.encode())
+        if self._suffix != ".npy":
+            (self._folder / DESCRIPTION).write_bytes(description.encode())
         self.close_library()
-        if self._archived:
+        if self._suffix == ".npz":
             write_archive(self._folder, self.staging.content)
 
     def close_library(self) -> None:
         for file in self._files or ():
             file.close()
+
+    @property
+    def _suffix(self) -> str:
+        return self.path.suffix.lower()
+
+
+def _is_plain(kind: Kind) -> bool:
+    """Return whether an array alone says all about values of a kind."""
+    return isinstance(kind, (Array, Scalar)) and kind.dtype not in LOGICAL and bool(kind.nbytes) and not kind.nullable
 
 
 class _NpyFile:

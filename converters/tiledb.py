@@ -10,6 +10,7 @@ members outside the folder, and arrays that declare much more than it holds.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import tiledb
 
-from mmds.converters.arrays import ArrayWriter
+from mmds.converters.arrays import CHUNK_BYTES, ArrayWriter
 from mmds.converters.arraystore import (
     MAX_RATIO,
     ArrayStore,
@@ -39,15 +40,34 @@ MAX_ROWS = 2**53
 MAX_DEPTH = 32
 THREADS = 2  # per process: there are as many readers as cores already
 BITS = {"float16": "<u2"}  # what TileDB has no type for is held as its bits, with the name of the type beside
+READING = {
+    # Tiles at most so far apart are read together. By default that is 20 MB, so that a batch reads most of the array.
+    "vfs.min_batch_gap": CHUNK_BYTES,
+    "vfs.min_batch_size": CHUNK_BYTES,
+    "sm.mem.malloc_trim": "false",  # after each query: what it frees, the next one has the kernel find and clear again
+}
 
 _contexts: dict[int, Any] = {}
 
 
+def _keep_contexts() -> None:
+    """Keep a parent's contexts for ever: the end of one waits for its threads, also while the interpreter shuts down."""
+    for inherited in _contexts.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+
+os.register_at_fork(after_in_child=_keep_contexts)
+
+
 def context() -> Any:
-    """Return this process's context. It has threads, which do not survive a fork, so it is never freed either."""
+    """Return this process's context. It has threads, which do not survive a fork, so each process makes its own.
+
+    Everything is called with it: what is left without takes TileDB's default context, one per thread of Python's, each
+    with two threads per core, which a fork copies without them.
+    """
     pid = os.getpid()
     if pid not in _contexts:
-        _contexts[pid] = _context()
+        _contexts[pid] = _context(**READING)
     return _contexts[pid]
 
 
@@ -55,7 +75,7 @@ def _context(**options: Any) -> Any:
     threads = {f"sm.{what}_concurrency_level": THREADS for what in ("compute", "io")}
     fork = os.fork
     try:
-        return tiledb.Ctx({**threads, **{f"sm.{name}": value for name, value in options.items()}})
+        return tiledb.Ctx({**threads, **options})
     finally:
         # TileDB wraps os.fork to warn that a context does not survive it. Here none is meant to: see `context`.
         os.fork = fork
@@ -106,7 +126,7 @@ class Writer(ArrayWriter):
         self._members[parent].append(last)
 
     def describe(self, description: str) -> None:
-        consolidating = _context(**{"consolidation.mode": "fragment_meta"})
+        consolidating = _context(**{"sm.consolidation.mode": "fragment_meta"})
         for array in self._arrays:
             array.close()
             tiledb.consolidate(array.uri, ctx=consolidating)
@@ -125,52 +145,60 @@ class Writer(ArrayWriter):
 class TileRows:
     """One attribute of a dense array, from its first filled sample on."""
 
-    def __init__(self, array: Any, attribute: str) -> None:
-        self._array, self._attribute = array, attribute
-        filled = array.nonempty_domain() if not array.schema.sparse else None
+    def __init__(self, path: str, attribute: str, only: bool) -> None:
+        self._path, self._view = path, None if only else attribute
+        self._arrays: dict[int, Any] = {}  # by process: a parent's array waits for threads that its child does not have
+        array = self._array()
+        schema = array.schema
+        held = schema.attr(attribute)
+        filled = array.nonempty_domain() if not schema.sparse else None
         first, last = (0, -1) if filled is None else map(int, filled[0])
         self._first = first
-        self.shape = (last - first + 1, *map(int, array.shape[1:]))
-        self.dtype = np.dtype(array.meta["dtype"] if "dtype" in array.meta else array.schema.attr(attribute).dtype)
-
-    @property
-    def refusal(self) -> str:
-        """Why this cannot be a field, or an empty text."""
-        schema, attribute = self._array.schema, self._array.schema.attr(self._attribute)
-        if schema.sparse:
-            return "a sparse array"
-        if attribute.isvar or attribute.isnullable:
-            return "an attribute of variable length, or nullable"
-        if any(schema.domain.dim(axis).dtype.kind not in "iu" for axis in range(schema.domain.ndim)):
-            return "a dimension that does not count"
-        if self._first < 0:
-            return "its first dimension starts below 0"
-        return ""
-
-    @property
-    def tile_bytes(self) -> int:
-        """What has to be read for one cell."""
-        domain = self._array.schema.domain
-        return math.prod(int(domain.dim(axis).tile or 1) for axis in range(domain.ndim)) * int(self.dtype.itemsize)
-
-    @property
-    def nbytes(self) -> int:
-        """The size of all rows in bytes."""
-        return math.prod(self.shape) * int(self.dtype.itemsize)
+        self.shape = (last - first + 1, *map(int, schema.shape[1:]))
+        self.dtype = np.dtype(array.meta.get("dtype", held.dtype))
+        self.refusal = _refusal(schema, held, first)
+        self.tile_bytes = self.nbytes = 0
+        if not self.refusal:
+            tile = [int(schema.domain.dim(axis).tile or 1) for axis in range(schema.domain.ndim)]
+            self.tile_bytes = math.prod(tile) * int(self.dtype.itemsize)  # what has to be read for one cell
+            self.nbytes = math.prod(self.shape) * int(self.dtype.itemsize)  # of all rows
 
     def __getitem__(self, rows: slice) -> Any:
-        return self._plain(
-            self._array.query(attrs=[self._attribute])[rows.start + self._first : rows.stop + self._first]
-        )
+        return self._read([(rows.start, rows.stop - 1)])
 
     def scattered(self, rows: NdArray) -> NdArray:
         """Return different rows, ascending, by one query."""
-        found = self._array.query(attrs=[self._attribute]).multi_index[(rows + self._first).tolist()]
-        return self._plain(found)
+        return self._read([(row, row) for row in rows.tolist()])
 
-    def _plain(self, found: Any) -> NdArray:
-        array: NdArray = found[self._attribute] if isinstance(found, dict) else found
-        return array.view(self.dtype)
+    def _read(self, spans: list[tuple[int, int]]) -> NdArray:
+        """Return the rows of all spans, each from its first to its last row."""
+        array = self._array()
+        subarray = tiledb.Subarray(array, context())
+        whole: list[tuple[int, int]] = []  # all of an axis
+        samples = [(first + self._first, last + self._first) for first, last in spans]
+        subarray.add_ranges([samples, *[whole] * (len(self.shape) - 1)])
+        (found,) = array.read_subarray(subarray).values()
+        rows: NdArray = found.view(self.dtype)
+        return rows
+
+    def _array(self) -> Any:
+        pid = os.getpid()
+        if pid not in self._arrays:
+            self._arrays[pid] = tiledb.open(self._path, attr=self._view, ctx=context())
+        return self._arrays[pid]
+
+
+def _refusal(schema: Any, attribute: Any, first: int) -> str:
+    """Return why an attribute cannot be a field, or an empty text."""
+    if schema.sparse:
+        return "a sparse array"
+    if attribute.isvar or attribute.isnullable:
+        return "an attribute of variable length, or nullable"
+    if any(schema.domain.dim(axis).dtype.kind not in "iu" for axis in range(schema.domain.ndim)):
+        return "a dimension that does not count"
+    if first < 0:
+        return "its first dimension starts below 0"
+    return ""
 
 
 class TileStore(ArrayStore):
@@ -202,8 +230,8 @@ def open_store(path: str) -> TileStore:
             raise FormatError(f"{printable(path)}: not a TileDB group or array")
         description = _collect(path, path, "", arrays, 0)
         for name, array in arrays.items():
-            refuse_chunk(path, name, 0 if array.refusal else array.tile_bytes)
-        declared = sum(array.nbytes for array in arrays.values() if not array.refusal)
+            refuse_chunk(path, name, array.tile_bytes)
+        declared = sum(array.nbytes for array in arrays.values())
         refuse_inflation(path, declared, stored_bytes(path, declared // MAX_RATIO + 1))
         return TileStore(path, arrays, description, identity)
 
@@ -211,11 +239,11 @@ def open_store(path: str) -> TileStore:
 def _collect(root: str, path: str, name: str, arrays: dict[str, TileRows], depth: int) -> Any:
     """Add what is at `path` to `arrays`; return a group's description."""
     if tiledb.object_type(path, ctx=context()) == "array":
-        array = tiledb.open(path, ctx=context())
-        schema = array.schema
-        for position in range(schema.nattr):
-            attribute = schema.attr(position).name
-            arrays["/".join(filter(None, (name, attribute if schema.nattr > 1 else "")))] = TileRows(array, attribute)
+        schema = tiledb.ArraySchema.load(path, ctx=context())
+        attributes = [schema.attr(position).name for position in range(schema.nattr)]
+        for attribute in attributes:
+            only = len(attributes) == 1
+            arrays["/".join(filter(None, (name, "" if only else attribute)))] = TileRows(path, attribute, only)
         return None
     if depth > MAX_DEPTH:
         raise FormatError(f"{printable(root)}: groups are nested deeper than {MAX_DEPTH}")

@@ -126,7 +126,8 @@ def convert(
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(path: Path, as_json: bool) -> None:
-    """Say what is in PATH: fields, counts, sizes, classes, metadata."""
+    """Say what is in PATH: fields, counts, sizes, classes, metadata, and what of it is no field."""
+    from mmds.errors import printable
     from mmds.summary import summarize
 
     summary = summarize(mmds.open(path))
@@ -136,6 +137,8 @@ def info(path: Path, as_json: bool) -> None:
         from mmds.terminal import print_summary
 
         print_summary(summary)
+        for name, reason in summary.get("left_out", {}).items():
+            click.echo(f"left out {printable(name)}: {printable(reason, 500)}")
 
 
 @main.command("ls")

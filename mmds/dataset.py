@@ -59,6 +59,8 @@ class MemoryMappedDataset(Dataset[Any]):
             "pil": like "torch", but images are PIL images;
             "raw": like "numpy" with ``decode=False``.
 
+    The transforms may be assigned later, `decode` and `format` may not.
+
     Scalars and labels are Python numbers. Default collation makes of a batch what it would make of its samples, but with
     one gather per field of fixed shape. Raises `ChangedError` when a process reopens a file that was replaced.
 
@@ -83,8 +85,8 @@ class MemoryMappedDataset(Dataset[Any]):
             raise FileNotFoundError(f"no dataset at {printable(self.path)}")
         self.transform = transform
         self.target_transform = target_transform
-        self.decode = decode
-        self.format = format
+        self._decode = decode
+        self._format = format
         self._fields = fields
         self._rows: range | None = None  # of a slice
         self._content_id: str | None = None
@@ -136,6 +138,24 @@ class MemoryMappedDataset(Dataset[Any]):
     # What is in it
 
     @property
+    def decode(self) -> bool:
+        """Whether images, audio and video are decoded."""
+        return self._decode
+
+    @decode.setter
+    def decode(self, value: bool) -> None:
+        raise self._constant("decode", value)
+
+    @property
+    def format(self) -> str:
+        """What arrays and pictures are."""
+        return self._format
+
+    @format.setter
+    def format(self, value: str) -> None:
+        raise self._constant("format", value)
+
+    @property
     def reader(self) -> Reader:
         """This process's `Reader` of the file: columns, metadata, batches as numpy arrays. Not cut by slicing."""
         return self._open().reader
@@ -170,6 +190,12 @@ class MemoryMappedDataset(Dataset[Any]):
         return f"MemoryMappedDataset('{printable(self.path)}', format={self.format!r}, fields={self._fields!r})"
 
     # Inside
+
+    def _constant(self, name: str, value: object) -> AttributeError:
+        return AttributeError(
+            f"{name} cannot be changed, since what is open already would not follow; "
+            f"make a new MemoryMappedDataset(..., {name}={printable(repr(value))})"
+        )
 
     @property
     def _transforms(self) -> bool:

@@ -130,12 +130,13 @@ class Reader(Sequence[Any]):
     def __getitem__(self, index: Sequence[int] | NdArray) -> Any: ...
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.rows(self._rows[index])
-        if is_many(index):
-            rows = self.resolve(index, self._rows)
-            self.expect(rows)
-            return self._gather(rows)
+        if type(index) is not int:
+            if isinstance(index, slice):
+                return self.rows(self._rows[index])
+            if is_many(index):
+                rows = self.resolve(index, self._rows)
+                self.expect(rows)
+                return self._gather(rows)
         try:
             row = self._rows[index]
         except IndexError:

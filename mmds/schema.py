@@ -269,8 +269,14 @@ def _assembler(node: Any, functions: Sequence[Callable[[Any], Any]]) -> Callable
         return functions[node]
     if isinstance(node, tuple):
         parts = [_assembler(child, functions) for child in node]
+        if len(parts) == 2:
+            one, other = parts
+            return lambda argument: (one(argument), other(argument))
         return lambda argument: tuple([part(argument) for part in parts])
     items = [(key, _assembler(child, functions)) for key, child in node.items()]
+    if len(items) == 2:  # the most common sample; a loop would take as long as the rest of reading it
+        (first, get_first), (second, get_second) = items
+        return lambda argument: {first: get_first(argument), second: get_second(argument)}
     return lambda argument: {key: part(argument) for key, part in items}
 
 

@@ -75,6 +75,7 @@ def summarize(reader: Reader) -> dict[str, Any]:
     else:
         found = find_store(reader.path)
         summary["format"] = "other" if found is None else found.name
+        summary["left_out"] = dict(getattr(reader.store, "left_out", {}))  # arrays that are no field, and why
     return {**summary, "file_bytes": tree_size(reader.path), "fields": fields, "metadata": dict(reader.metadata)}
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import click
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -88,6 +89,23 @@ def test_info(every_kind: Path) -> None:
     assert summary["samples"] == 40 and summary["metadata"] == {"made": "by a test"}
     assert summary["file_bytes"] == every_kind.stat().st_size == 4096 + summary["data_bytes"] + summary["index_bytes"]
     assert next(f for f in summary["fields"] if f["name"] == "label")["classes"] == {"cat": 14, "dog": 13, "owl": 13}
+
+
+def test_info_says_what_of_a_foreign_store_is_no_field(tmp_path: Path) -> None:
+    names = {"x": np.zeros((4, 2)), "y": np.arange(4), "mean\x1b[2J": np.zeros(3), "version": np.array(1)}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, array in names.items():
+            file[name] = array
+        file["table"] = np.zeros(4, [("\u202e", "i4")])
+    lines = run("info", tmp_path / "a.h5").stdout.splitlines()
+    assert r"left out mean\x1b[2J: its first dimension is 3, not 4" in lines
+    assert "left out version: it has no sample axis" in lines
+    (table,) = (line for line in lines if line.startswith("left out table: "))
+    assert r"\u202e" in table
+    found = json.loads(run("info", tmp_path / "a.h5", "--json").stdout)["left_out"]
+    assert found["mean\x1b[2J"] == "its first dimension is 3, not 4" and {*found} == {"mean\x1b[2J", "table", "version"}
+    run("convert", tmp_path / "a.h5", tmp_path / "b.h5")
+    assert "left out" not in run("info", tmp_path / "b.h5").stdout
 
 
 def test_ls(every_kind: Path) -> None:

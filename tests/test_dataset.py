@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import subprocess
@@ -213,6 +214,26 @@ def test_without_torch_the_error_holds_the_install_command() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == 'MemoryMappedDataset needs torch, which is not installed. Run: pip install "mmds[torch]"\n'
+
+
+def test_what_would_be_ignored_after_the_first_read_cannot_be_changed(tmp_path: Path) -> None:
+    dataset = mmds.MemoryMappedDataset(write_fixed(tmp_path / "a.mmds"), decode=False, format="numpy")
+    for again in (
+        dataset,
+        dataset[3:9],
+        copy.copy(dataset),
+        copy.deepcopy(dataset),
+        pickle.loads(pickle.dumps(dataset)),
+    ):
+        assert again.format == "numpy" and again.decode is False
+        with pytest.raises(AttributeError, match=r"format cannot be .*; make a new .*\(\.\.\., format='torch'\)"):
+            again.format = "torch"
+        with pytest.raises(AttributeError, match=r"decode cannot be .*; make a new .*\(\.\.\., decode=True\)"):
+            again.decode = True
+        assert isinstance(again[0]["image"], np.ndarray) and again.format == "numpy" and again.decode is False
+        again.transform = sorted
+        assert again[0] == ["image", "label"]
+        again.transform = None
 
 
 class Doubled(mmds.MemoryMappedDataset):

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 import mmds
 from mmds.converters import npz
 from mmds.converters.npy import Writer
 from mmds.converters.stores import find_store
-from mmds.errors import FormatError, SchemaError
+from mmds.errors import ExistsError, FormatError, SchemaError
 from mmds.items import FixedItems
 from tests.samples import EVERY_KIND, sample, write_every_kind
 
@@ -82,8 +83,39 @@ def test_foreign_folders_are_recognised(tmp_path: Path) -> None:
 def test_a_single_file(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(6).reshape(3, 2))
     assert mmds.open(tmp_path / "a.npy")[2].tolist() == [4, 5]
-    with pytest.raises(SchemaError, match="no room for fields"):
-        Writer(tmp_path / "b.npy", mmds.Text())
+    dataset = mmds.MemoryMappedDataset(tmp_path / "a.npy")
+    assert [batch.tolist() for batch in DataLoader(dataset, 2)] == [[[0, 1], [2, 3]], [[4, 5]]]
+
+
+@pytest.mark.parametrize("dtype", ["<i8", ">f4", "?", "<c8"])
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (0, 2)])
+def test_a_single_file_comes_back(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    mmds.convert(tmp_path / "a.npy", tmp_path / "b.mmds")
+    mmds.convert(tmp_path / "b.mmds", tmp_path / "c.npy")
+    np.save(tmp_path / "little.npy", array.astype(array.dtype.newbyteorder("<")))
+    assert (tmp_path / "c.npy").read_bytes() == (tmp_path / "little.npy").read_bytes()
+
+
+def test_one_field_in_a_single_file(tmp_path: Path) -> None:
+    source = write_every_kind(tmp_path / "a.mmds")
+    mmds.convert(source, tmp_path / "a.NPY", fields=["array"])
+    assert np.array_equal(np.load(tmp_path / "a.NPY"), mmds.open(source)[np.arange(40)]["array"])
+    before = (tmp_path / "a.NPY").read_bytes()
+    with pytest.raises(ExistsError):
+        mmds.convert(source, tmp_path / "a.NPY", fields=["count"])
+    assert (tmp_path / "a.NPY").read_bytes() == before
+    mmds.convert(source, tmp_path / "a.NPY", fields=["count"], overwrite=True)
+    assert np.load(tmp_path / "a.NPY").tolist() == mmds.open(source).column("count").tolist()
+
+
+@pytest.mark.parametrize("names", [["array", "count"], ["label"], ["bf16"], ["ragged"], ["maybe"], ["json"]])
+def test_what_a_single_file_would_lose_is_refused(tmp_path: Path, names: list[str]) -> None:
+    source = write_every_kind(tmp_path / "a.mmds")
+    with pytest.raises(SchemaError, match=rf"b\.npy: an \.npy file holds one .*; got {names[0]}.*b\.npyd, or .*b\.npz"):
+        mmds.convert(source, tmp_path / "b.npy", fields=names)
+    assert [*tmp_path.iterdir()] == [source]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
