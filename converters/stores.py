@@ -2,6 +2,7 @@
 
 To add one, write a module with ``open_store(path) -> mmds.store.Store`` and a class ``Writer(StoreWriter)``, and add a line
 to `STORES`; a package of your own does so by an entry point in the group ``mmds.stores`` whose value is a `StoreFormat`.
+A store made of arrays builds on `arraystore.ArrayStore` and `arrays.ArrayWriter`; CONTRIBUTING has the steps.
 """
 
 from __future__ import annotations

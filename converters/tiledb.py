@@ -4,13 +4,15 @@ The domain of the sample axis is as good as endless, so that nothing has to be k
 is its non-empty domain. Each block of rows is a fragment. Their metadata are consolidated at the end, so that opening reads
 one file; consolidating the data as well would take tens of times as long as writing it, and gain nothing.
 
+A forked process reads with threads of its own. It has to end by `os._exit`, as those of `multiprocessing` do: the end of the
+library waits for its parent's.
+
 Groups and single arrays from elsewhere are read too; of an array with several attributes each becomes a field. Refused are
 members outside the folder, and arrays that declare much more than it holds.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from collections.abc import Callable
@@ -50,17 +52,8 @@ READING = {
 _contexts: dict[int, Any] = {}
 
 
-def _keep_contexts() -> None:
-    """Keep a parent's contexts for ever: the end of one waits for its threads, also while the interpreter shuts down."""
-    for inherited in _contexts.values():
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
-
-
-os.register_at_fork(after_in_child=_keep_contexts)
-
-
 def context() -> Any:
-    """Return this process's context. It has threads, which do not survive a fork, so each process makes its own.
+    """Return this process's context. It has threads, which do not survive a fork, so it is never freed either.
 
     Everything is called with it: what is left without takes TileDB's default context, one per thread of Python's, each
     with two threads per core, which a fork copies without them.
@@ -100,7 +93,7 @@ class Writer(ArrayWriter):
         dims = [
             tiledb.Dim(axis, domain=(0, size - 1), tile=tile, dtype=np.uint64, ctx=ctx) for axis, size, tile in axes
         ]
-        attribute = tiledb.Attr(dtype=held, filters=[], ctx=ctx)
+        attribute = tiledb.Attr(dtype=held, filters=tiledb.FilterList(ctx=ctx), ctx=ctx)
         schema = tiledb.ArraySchema(tiledb.Domain(*dims, ctx=ctx), [attribute], ctx=ctx)
         uri = f"{self._root}/{name}"
         tiledb.Array.create(uri, schema, ctx=ctx)

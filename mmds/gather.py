@@ -7,6 +7,7 @@ copy itself. So large batches live in buffers that are used again, as soon as no
 from __future__ import annotations
 
 import _thread
+import contextlib
 import math
 import multiprocessing
 import os
@@ -17,24 +18,33 @@ import numpy as np
 NdArray = np.ndarray[Any, Any]
 
 RECYCLED = 2**18  # bytes from which on a buffer is recycled; below, malloc does that itself
-KEPT_BUFFERS = 4  # unused buffers kept per process: enough for a loop that holds two batches
+KEPT_BUFFERS = 8  # unused ones kept per process: two fields of a batch in a loader with two threads
 PIECES = 4  # of a batch: enough to share evenly; each costs two waits for the interpreter lock
 SPLIT = 2**21  # bytes from which on a second thread pays: starting it costs about as much as copying 256 KiB
+
+
+class _Buffer:
+    """Memory that is used again. `array` is uint8; pages of it that nobody has written to cost nothing."""
+
+    def __init__(self, size: int) -> None:
+        self.array: NdArray = np.empty(size, np.uint8)
 
 
 class _Lease:
     """Owns a buffer while arrays refer to it, and puts it back when the last one is gone."""
 
-    def __init__(self, buffer: NdArray, free: list[NdArray]) -> None:
+    def __init__(self, buffer: _Buffer, free: list[_Buffer]) -> None:
         self._buffer, self._free = buffer, free
-        self.__array_interface__ = buffer.__array_interface__
+        self.__array_interface__ = buffer.array.__array_interface__
 
     def __del__(self) -> None:
-        if len(self._free) < KEPT_BUFFERS:
-            self._free.append(self._buffer)
+        self._free.append(self._buffer)
+        if len(self._free) > KEPT_BUFFERS:  # the one unused for longest: other sizes are in use now
+            with contextlib.suppress(IndexError):  # another thread may have taken some meanwhile
+                self._free.pop(0)
 
 
-_free: list[NdArray] = []
+_free: list[_Buffer] = []  # without a lock: it may be held when the garbage collector calls __del__
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NdArray:
@@ -42,17 +52,28 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NdArray:
     size = math.prod(shape) * dtype.itemsize
     if size < RECYCLED:
         return np.empty(shape, dtype)
-    buffer = None
-    while buffer is None:
-        try:
-            candidate = _free.pop()
-        except IndexError:  # none left, maybe since another thread was faster
-            break
-        if candidate.nbytes >= size > candidate.nbytes // 2:  # another size is in use now: let it go
-            buffer = candidate
-    if buffer is None:
-        buffer = np.empty(size, np.uint8)
-    return np.asarray(_Lease(buffer, _free))[:size].view(dtype).reshape(shape)
+    return np.asarray(_Lease(_buffer(_size_class(size)), _free))[:size].view(dtype).reshape(shape)
+
+
+def _buffer(size: int) -> _Buffer:
+    for buffer in _free[:]:
+        if len(buffer.array) == size:
+            try:
+                _free.remove(buffer)
+            except ValueError:  # another thread was faster
+                continue
+            return buffer
+    return _Buffer(size)
+
+
+def _size_class(size: int) -> int:
+    """Return `size` rounded up by less than a quarter, so that batches of about one size share their buffers.
+
+    >>> [_size_class(size) for size in (1000, 1024, 1025, 1280, 1281)]
+    [1024, 1024, 1280, 1280, 1536]
+    """
+    step = 1 << max(0, (size - 1).bit_length() - 3)
+    return -(-size // step) * step
 
 
 def take_rows(array: NdArray, indices: NdArray, out: NdArray | None = None) -> NdArray:

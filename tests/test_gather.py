@@ -48,9 +48,9 @@ def test_memory_is_used_again_after_the_last_reference() -> None:
     assert view.tolist() == ROWS[3:100, 4].tolist()
     gather._free.clear()
     del view
-    smaller = gather.take_rows(ROWS, np.arange(90))
+    smaller = gather.take_rows(ROWS, np.arange(98))
     assert address(smaller) == place
-    assert np.array_equal(smaller, ROWS[:90])
+    assert np.array_equal(smaller, ROWS[:98])
 
 
 def test_a_tensor_keeps_its_batch() -> None:
@@ -63,19 +63,37 @@ def test_a_tensor_keeps_its_batch() -> None:
     assert tensor[:, 0].tolist() == ROWS[:100, 0].tolist()
 
 
-def test_other_sizes_are_let_go_and_few_are_kept() -> None:
-    batches = [gather.take_rows(ROWS, np.arange(100)) for _ in range(10)]
+def test_two_sizes_in_turn_are_both_recycled() -> None:
+    places = set()
+    for _ in range(10):
+        image, mask = gather.take_rows(ROWS, np.arange(100)), gather.take_rows(ROWS, np.arange(300))
+        places |= {address(image), address(mask)}
+        del image, mask
+    assert len(places) == 2
+
+
+def test_few_are_kept_and_those_unused_for_longest_are_let_go() -> None:
+    batches = [gather.take_rows(ROWS, np.arange(100)) for _ in range(gather.KEPT_BUFFERS + 2)]
     del batches
     assert len(gather._free) == gather.KEPT_BUFFERS
+    others = [gather.take_rows(ROWS, np.arange(300)) for _ in range(gather.KEPT_BUFFERS)]
+    del others
+    assert {len(buffer.array) for buffer in gather._free} == {gather._size_class(300 * 4096)}
+
+
+def test_the_second_thread_lets_go_of_the_buffer() -> None:
     large = gather.take_rows(ROWS, np.arange(900))
-    assert gather._free == []
     del large
     limit = time.monotonic() + 10
-    while not gather._free and time.monotonic() < limit:  # the second thread lets go of it when it ends
+    while not gather._free and time.monotonic() < limit:
         time.sleep(0.001)
-    assert [buffer.nbytes for buffer in gather._free] == [900 * 4096]
-    small = gather.take_rows(ROWS, np.arange(64))
-    assert small.base is not None
+    assert len(gather._free) == 1
+
+
+def test_small_batches_are_left_to_malloc() -> None:
+    small = gather.take_rows(ROWS, np.arange(63))
+    assert small.base is None
+    del small
     assert gather._free == []
 
 
@@ -110,8 +128,9 @@ def test_threads_take_different_buffers() -> None:
 
 def test_a_buffer_taken_by_another_thread_at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     class Taken(list[Any]):
-        def __bool__(self) -> bool:
-            return True  # what one thread saw before another one popped
+        def remove(self, buffer: Any) -> None:
+            raise ValueError("another thread has it")
 
-    monkeypatch.setattr(gather, "_free", Taken())
-    assert gather.empty((2**18,), np.dtype("uint8")).shape == (2**18,)
+    taken = gather._Buffer(gather._size_class(2**18))
+    monkeypatch.setattr(gather, "_free", Taken([taken]))
+    assert address(gather.empty((2**18,), np.dtype("uint8"))) != address(taken.array)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,26 @@ def group_of(path: Path, **members: str) -> Path:
         for name, uri in members.items():
             group.add(uri, name, relative=not os.path.isabs(uri))  # noqa: PTH117 (of a text)
     return path
+
+
+def in_a_fork(work: Callable[[], bool], seconds: float = 60) -> str:
+    """Run `work` in a forked process; return "true", "false", or how else that ended. A process that hangs is killed."""
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            status = 0 if work() else 1
+        finally:
+            os._exit(status)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return {0: "true", 1: "false"}.get(os.waitstatus_to_exitcode(status), f"status {status}")
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return f"no answer in {seconds} seconds"
 
 
 def test_plain_tiledb_reads_what_we_write(path: Path) -> None:
@@ -148,3 +172,63 @@ def test_forked_workers_have_a_context_of_their_own(path: Path, tmp_path: Path) 
     loader = DataLoader(dataset, 16, num_workers=2, multiprocessing_context="fork", timeout=60)
     labels = [label for batch in loader for label in batch["label"].tolist()]
     assert labels == [number % 3 for number in range(64)]
+
+
+@pytest.mark.parametrize("rows", [4, [9, 2, 40], slice(3, 60)])
+def test_a_forked_process_reads_through_the_reader_that_its_parent_has_used(
+    path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Writer, "block_bytes", 2**18)  # several fragments, for which TileDB uses its threads
+    values = np.random.default_rng(0).integers(0, 256, (64, 3, 96, 96), np.uint8)
+    with Writer(path, mmds.Array("uint8", (3, 96, 96))) as writer:
+        writer.write_batch(values)
+    reader = mmds.open(path)
+    assert [np.array_equal(reader[k], values[k]) for k in (3, [5, 1, 30], 4)] == [True] * 3
+
+    def read() -> bool:
+        found = reader[rows]
+        return np.array_equal(list(found) if isinstance(rows, slice) else found, values[rows])
+
+    assert in_a_fork(read) == "true"
+    assert in_a_fork(lambda: in_a_fork(read) == "true" and read()) == "true"
+    assert read()
+
+
+def test_the_default_context_is_never_made(path: Path) -> None:
+    """TileDB keeps it in a context variable, so there is one per thread, with threads of its own."""
+
+    def write_and_read() -> list[Any]:
+        with Writer(path, {"x": mmds.Array("float32", (3,)), "t": mmds.Text(nullable=True)}) as writer:
+            writer.extend({"x": np.full(3, k, "f4"), "t": None} for k in range(9))
+        reader = mmds.open(path)
+        assert reader[[7, 2]]["x"].tolist() == [[7] * 3, [2] * 3] and reader[3]["t"] is None and len(reader[:4]) == 4
+        return [value for value in contextvars.copy_context().values() if isinstance(value, tiledb.Ctx)]
+
+    assert contextvars.Context().run(write_and_read) == []
+
+
+def test_attributes_are_read_alone(path: Path) -> None:
+    wide = np.arange(4 * 2, dtype="i4").reshape(4, 2)
+    create(path, {"a": wide, "b": wide * 2.5}, ((0, 3), (0, 1)))
+    reader = mmds.open(path, fields="b")
+    assert reader[[3, 0, 2]].tolist() == [[15, 17.5], [0, 2.5], [10, 12.5]] and reader[1].tolist() == [5, 7.5]
+    for place in (path / "__fragments").glob("*/a0.tdb"):
+        place.write_bytes(b"")
+    assert reader[2].tolist() == [10, 12.5]
+
+
+def test_a_batch_reads_its_tiles_and_not_all_between(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default TileDB reads everything between two tiles that are less than 20 MB apart."""
+    rows = np.random.default_rng(0).integers(0, 256, (400, 30_000), np.uint8)
+    with Writer(path, mmds.Array("uint8", (30_000,))) as writer:
+        writer.write_batch(rows)
+    reader = mmds.open(path)
+
+    def bytes_read() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return int(dict(line.split(": ") for line in lines)["rchar"])
+
+    before = bytes_read()
+    wanted = np.array([390, 10, 200])
+    assert np.array_equal(reader[wanted], rows[wanted])
+    assert bytes_read() - before < 10 * 2**16
