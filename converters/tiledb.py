@@ -43,7 +43,7 @@ MAX_DEPTH = 32
 THREADS = 2  # per process: there are as many readers as cores already
 BITS = {"float16": "<u2"}  # what TileDB has no type for is held as its bits, with the name of the type beside
 READING = {
-    # Tiles at most so far apart are read together. By default that is 20 MB, so that a batch reads most of the array.
+    # Tiles this close are read together. By default up to 500 KB apart, or 20 MB in all: a batch reads most of an array.
     "vfs.min_batch_gap": CHUNK_BYTES,
     "vfs.min_batch_size": CHUNK_BYTES,
     "sm.mem.malloc_trim": "false",  # after each query: what it frees, the next one has the kernel find and clear again
@@ -138,10 +138,9 @@ class Writer(ArrayWriter):
 class TileRows:
     """One attribute of a dense array, from its first filled sample on."""
 
-    def __init__(self, path: str, attribute: str, only: bool) -> None:
-        self._path, self._view = path, None if only else attribute
-        self._arrays: dict[int, Any] = {}  # by process: a parent's array waits for threads that its child does not have
-        array = self._array()
+    def __init__(self, array: Any, attribute: str) -> None:
+        self._uri, self._view = array.uri, array.view_attr
+        self._arrays = {os.getpid(): array}  # a parent's array waits for threads that its child does not have
         schema = array.schema
         held = schema.attr(attribute)
         filled = array.nonempty_domain() if not schema.sparse else None
@@ -175,9 +174,10 @@ class TileRows:
         return rows
 
     def _array(self) -> Any:
+        """Return the array, opened by this process."""
         pid = os.getpid()
         if pid not in self._arrays:
-            self._arrays[pid] = tiledb.open(self._path, attr=self._view, ctx=context())
+            self._arrays[pid] = tiledb.open(self._uri, attr=self._view, ctx=context())
         return self._arrays[pid]
 
 
@@ -232,11 +232,14 @@ def open_store(path: str) -> TileStore:
 def _collect(root: str, path: str, name: str, arrays: dict[str, TileRows], depth: int) -> Any:
     """Add what is at `path` to `arrays`; return a group's description."""
     if tiledb.object_type(path, ctx=context()) == "array":
-        schema = tiledb.ArraySchema.load(path, ctx=context())
-        attributes = [schema.attr(position).name for position in range(schema.nattr)]
-        for attribute in attributes:
-            only = len(attributes) == 1
-            arrays["/".join(filter(None, (name, "" if only else attribute)))] = TileRows(path, attribute, only)
+        array = tiledb.open(path, ctx=context())
+        attributes = [array.attr(position).name for position in range(array.nattr)]
+        if len(attributes) == 1:
+            arrays[name] = TileRows(array, attributes[0])
+        else:  # each through an array that shows it alone
+            for attribute in attributes:
+                alone = tiledb.open(path, attr=attribute, ctx=context())
+                arrays["/".join(filter(None, (name, attribute)))] = TileRows(alone, attribute)
         return None
     if depth > MAX_DEPTH:
         raise FormatError(f"{printable(root)}: groups are nested deeper than {MAX_DEPTH}")

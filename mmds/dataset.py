@@ -20,6 +20,7 @@ from mmds.collate import Batch, TensorBatch
 from mmds.fields import Array, Label
 from mmds.leaves import FORMATS, Leaf
 from mmds.opening import open as open_reader
+from mmds.ragged import Ragged, check_ragged
 from mmds.reader import Reader, is_many
 from mmds.schema import Schema
 
@@ -35,7 +36,7 @@ class _Handle:
         self.rows = range(len(self.reader)) if dataset._rows is None else dataset._rows
         self.writable = dataset._transforms
         self.leaves = [
-            Leaf(self.reader, position, dataset.format, dataset.decode, self.writable)
+            Leaf(self.reader, position, dataset.format, dataset.decode, self.writable, dataset.ragged)
             for position in range(len(self.reader.fields))
         ]
         self.get = self.reader.fields.assembler([leaf.get for leaf in self.leaves])
@@ -58,8 +59,11 @@ class MemoryMappedDataset(Dataset[Any]):
             (height, width, channels), bfloat16 and 8-bit floats as their bits;
             "pil": like "torch", but images are PIL images;
             "raw": like "numpy" with ``decode=False``.
+        ragged: what default collation makes of arrays that differ in their first dimension, and of bytes and files that
+            are not decoded: "list" (arrays of different shapes cannot be collated then), "jagged": a `Jagged` of all
+            values in one buffer, "padded": a tensor (B, longest, ...) filled up with zeros.
 
-    The transforms may be assigned later, `decode` and `format` may not.
+    The transforms may be assigned later; `decode`, `format` and `ragged` may not.
 
     Scalars and labels are Python numbers. Default collation makes of a batch what it would make of its samples, but with
     one gather per field of fixed shape. Raises `ChangedError` when a process reopens a file that was replaced.
@@ -77,7 +81,9 @@ class MemoryMappedDataset(Dataset[Any]):
         target_transform: Callable[[Any], Any] | None = None,
         decode: bool = True,
         format: str = "torch",
+        ragged: Ragged = "list",
     ) -> None:
+        check_ragged(ragged)
         if format not in FORMATS:
             raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
         self.path = Path(path).absolute()
@@ -87,6 +93,7 @@ class MemoryMappedDataset(Dataset[Any]):
         self.target_transform = target_transform
         self._decode = decode
         self._format = format
+        self._ragged = ragged
         self._fields = fields
         self._rows: range | None = None  # of a slice
         self._content_id: str | None = None
@@ -154,6 +161,15 @@ class MemoryMappedDataset(Dataset[Any]):
     @format.setter
     def format(self, value: str) -> None:
         raise self._constant("format", value)
+
+    @property
+    def ragged(self) -> Ragged:
+        """What default collation makes of values that differ in length."""
+        return self._ragged
+
+    @ragged.setter
+    def ragged(self, value: Ragged) -> None:
+        raise self._constant("ragged", value)
 
     @property
     def reader(self) -> Reader:

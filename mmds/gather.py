@@ -11,11 +11,13 @@ import contextlib
 import math
 import multiprocessing
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 NdArray = np.ndarray[Any, Any]
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], NdArray]  # a function like `empty`
 
 RECYCLED = 2**18  # bytes from which on a buffer is recycled; below, malloc does that itself
 KEPT_BUFFERS = 8  # unused ones kept per process: two fields of a batch in a loader with two threads

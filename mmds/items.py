@@ -20,7 +20,8 @@ import numpy as np
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Fixed, Kind, Variable
 from mmds.format import DATA_START, Section
-from mmds.gather import empty, take_rows
+from mmds.gather import Allocate, empty, take_rows
+from mmds.jagged import Jagged
 from mmds.parse import Footer
 from mmds.readahead import address
 from mmds.store import Items
@@ -134,6 +135,29 @@ class VariableItems:
             except (ValueError, struct.error) as error:
                 raise FormatError(f"{self._describe(index)}: {printable(error)}; run mmds verify") from None
         return values
+
+    def jagged(
+        self, indices: NdArray, dtype: np.dtype[Any], inner: tuple[int, ...], allocate: Allocate = empty
+    ) -> Jagged | None:
+        """Return the values of samples `indices` one after the other, as arrays (length, *inner): one copy.
+
+        None if the bytes of one of them cannot be such an array, or are outside the file; `gather` says which.
+        """
+        spans = self.spans(indices)
+        row = math.prod(inner) * dtype.itemsize
+        if spans is None or (row > 1 and ((spans[1] - spans[0]) % row).any()):
+            return None
+        starts, stops = spans
+        offsets = np.zeros(len(indices) + 1, np.int64)
+        np.cumsum(stops - starts, out=offsets[1:])
+        batch = allocate((int(offsets[-1]),), np.dtype(np.uint8))
+        if (starts[1:] == stops[:-1]).all():  # neighbours
+            batch[:] = np.frombuffer(self._view[starts[0] : stops[-1]] if len(starts) else b"", np.uint8)
+        else:
+            source, target, places = self._view, batch.data, offsets.tolist()
+            for start, stop, a, b in zip(starts.tolist(), stops.tolist(), places, places[1:], strict=False):
+                target[a:b] = source[start:stop]
+        return Jagged(batch.view(dtype).reshape(-1, *inner), offsets // row)
 
     def prefetch(self, indices: NdArray, ask: Ask) -> None:
         """Ask for the pages of the ends, then for those of the values."""

@@ -19,7 +19,10 @@ from mmds import decode
 from mmds.dtypes import LOGICAL
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Image, Kind
+from mmds.gather import empty
 from mmds.items import FixedItems, ScatteredItems
+from mmds.jagged import Jagged
+from mmds.ragged import Ragged, gather_ragged, is_ragged
 from mmds.reader import Reader
 from mmds.store import Items, RunItems
 
@@ -32,7 +35,9 @@ FORMATS = ("torch", "numpy", "pil", "raw")
 class Leaf:
     """One field of a dataset: `get(row)` gives a sample's value, `collate(rows)` a batch's."""
 
-    def __init__(self, reader: Reader, position: int, format: str, decoded: bool, writable: bool) -> None:
+    def __init__(
+        self, reader: Reader, position: int, format: str, decoded: bool, writable: bool, ragged: Ragged
+    ) -> None:
         field = reader.fields[position]
         self.kind: Kind = field.kind
         self._name = reader.stored_names[position]
@@ -41,6 +46,8 @@ class Leaf:
         logical = format in ("torch", "pil") and getattr(self.kind, "dtype", None) in LOGICAL
         self._view_as: torch.dtype | None = getattr(torch, self.kind.dtype) if logical else None
         self.get = self._getter(format, decoded, writable)
+        decodes = decoded and format != "raw" and decode.decoder(self.kind) is not None
+        self._ragged: Ragged = ragged if is_ragged(self.kind, ragged) and not decodes else "list"
 
     @property
     def gathers(self) -> bool:
@@ -58,6 +65,8 @@ class Leaf:
         if self.gathers:
             assert isinstance(self.items, GATHERING)
             return self._gather(self.items, rows)
+        if self._ragged != "list":
+            return self._gather_ragged(rows)
         values = [self.get(row) for row in rows.tolist()[first is not None :]]
         try:
             return default_collate(container(values if first is None else [first, *values]))
@@ -77,6 +86,23 @@ class Leaf:
             batch = _shared_tensor((len(rows), *items.shape), items.dtype)
             items.gather(rows, out=batch.numpy())
         return batch if self._view_as is None else batch.view(self._view_as)
+
+    def _gather_ragged(self, rows: NdArray) -> Jagged | torch.Tensor:
+        shared: list[torch.Tensor] = []
+
+        def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NdArray:
+            if get_worker_info() is None:
+                return empty(shape, dtype)
+            shared.append(_shared_tensor(shape, dtype))
+            return np.asarray(shared[0].numpy())
+
+        batch = gather_ragged(self.items, self.kind, rows, self._ragged, allocate)
+        values = torch.from_numpy(batch.values if isinstance(batch, Jagged) else batch)
+        if shared:  # the same memory, but known to torch as shared
+            values = shared[0].view(values.dtype).view(values.shape)
+        if self._view_as is not None:
+            values = values.view(self._view_as)
+        return Jagged(values, torch.from_numpy(batch.offsets)) if isinstance(batch, Jagged) else values
 
     def _getter(self, format: str, decoded: bool, writable: bool) -> Callable[[int], Any]:
         get = self.items.get

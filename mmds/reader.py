@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast, overload
 
@@ -15,6 +16,7 @@ import numpy as np
 from mmds.errors import FormatError, SchemaError, missing, printable
 from mmds.items import FixedItems, MappedItems, NullableItems, open_items
 from mmds.parse import Footer, parse
+from mmds.ragged import Ragged, check_ragged, gather_ragged, is_ragged
 from mmds.readahead import Readahead
 from mmds.store import Items, MaskedItems, RunItems, Store
 
@@ -134,9 +136,7 @@ class Reader(Sequence[Any]):
             if isinstance(index, slice):
                 return self.rows(self._rows[index])
             if is_many(index):
-                rows = self.resolve(index, self._rows)
-                self.expect(rows)
-                return self._gather(rows)
+                return self.gather(index)
         try:
             row = self._rows[index]
         except IndexError:
@@ -204,6 +204,25 @@ class Reader(Sequence[Any]):
         if isinstance(items, MaskedItems):
             return items.valid(np.asarray(self._rows))
         return np.ones(len(self), bool)
+
+    def gather(self, index: Sequence[int] | NdArray, ragged: Ragged = "list") -> Any:
+        """Return a batch like ``reader[index]``, with bytes and arrays of different length as `ragged` says.
+
+        "list": a list of values, as in ``reader[index]``.
+        "jagged": a `Jagged` of all values in one buffer, copied once. Bytes and encoded files are uint8, nulls are empty.
+        Arrays with unknown dimensions other than the first, text and JSON stay lists.
+        "padded": one array (B, longest, ...), filled up with zeros. Text and JSON stay lists.
+        """
+        check_ragged(ragged)
+        rows = self.resolve(index, self._rows)
+        self.expect(rows)
+        if ragged == "list":
+            return self._gather(rows)
+        functions = [
+            partial(gather_ragged, items, field.kind, how=ragged) if is_ragged(field.kind, ragged) else items.gather
+            for items, field in zip(self.items, self.fields, strict=True)
+        ]
+        return self.fields.assembler(functions)(rows)
 
     def prefetch(self, index: Sequence[int] | NdArray) -> None:
         """Ask the kernel to read the samples of a list or array of indices, without waiting for it.
