@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from mmds.integrity import Damage as Damage
     from mmds.integrity import Verification as Verification
     from mmds.integrity import verify as verify
+    from mmds.jagged import Jagged as Jagged
+    from mmds.loader import Loader as Loader
     from mmds.opening import open as open
+    from mmds.permutation import Permutation as Permutation
     from mmds.pipeline import Conversion as Conversion
     from mmds.pipeline import convert as convert
     from mmds.reader import Reader as Reader
@@ -35,6 +38,9 @@ _HOME = {
     **dict.fromkeys(("Field", "Schema"), "schema"),
     **dict.fromkeys(("Damage", "Verification", "verify"), "integrity"),
     **dict.fromkeys(("Conversion", "convert"), "pipeline"),
+    "Jagged": "jagged",
+    "Loader": "loader",
+    "Permutation": "permutation",
     "Reader": "reader",
     "open": "opening",
     "MemoryMappedDataset": "dataset",

@@ -8,7 +8,7 @@ registry that is open to extension (`default_collate_fn_map`); the first sample 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ class Batch(MutableSequence[Any]):
             self._list()
         if self._samples is not None:
             return default_collate([_plain(sample) for sample in self._samples])
-        return self._collate(self._schema.tree, list)
+        return collate_rows(self._leaves, self._schema, self._rows, self._first)
 
     def _peeked_at_is_unchanged(self) -> bool:
         try:
@@ -107,12 +107,18 @@ class Batch(MutableSequence[Any]):
         except Misfit:  # somebody has added or removed keys
             return False
 
-    def _collate(self, node: Any, container: type) -> Any:
+
+def collate_rows(leaves: Sequence[Any], schema: Schema, rows: NdArray, first: Sequence[Any] | None = None) -> Any:
+    """Return what `default_collate` returns for the samples `rows`; `first` are the leaves of the first, if known."""
+
+    def collate(node: Any, container: type) -> Any:
         if isinstance(node, int):
-            return self._leaves[node].collate(self._rows, self._first[node], container)
+            return leaves[node].collate(rows, None if first is None else first[node], container)
         if isinstance(node, tuple):
-            return [self._collate(child, tuple) for child in node]  # a list, as default_collate has it
-        return {key: self._collate(child, list) for key, child in node.items()}
+            return [collate(child, tuple) for child in node]  # a list, as default_collate has it
+        return {key: collate(child, list) for key, child in node.items()}
+
+    return collate(schema.tree, list)
 
 
 class TensorBatch(list[torch.Tensor]):

@@ -16,7 +16,7 @@ try:
 except ImportError:
     raise missing("torch", "torch", "MemoryMappedDataset") from None
 
-from mmds.collate import Batch, TensorBatch
+from mmds.collate import Batch, TensorBatch, collate_rows
 from mmds.fields import Array, Label
 from mmds.leaves import FORMATS, Leaf
 from mmds.opening import open as open_reader
@@ -131,13 +131,37 @@ class MemoryMappedDataset(Dataset[Any]):
         rows = handle.reader.resolve(indices, handle.rows)
         handle.reader.expect(rows)
         if self._transforms:
-            return [self._transformed(handle.get(row)) for row in rows.tolist()]
+            return [self._transformed_row(handle, row) for row in rows.tolist()]
         tree = handle.reader.fields.tree
         if not isinstance(tree, int):
             return Batch(handle.leaves, handle.reader.fields, rows)
         if handle.leaves[0].gathers and isinstance(handle.leaves[0].kind, Array) and self.format in ("torch", "pil"):
             return TensorBatch(handle.leaves[0].collate(rows))
         return [handle.get(row) for row in rows.tolist()]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether samples are what the file holds: no transform, and no subclass that reads them in its own way."""
+        own = MemoryMappedDataset
+        return not self._transforms and (type(self).__getitem__, type(self).__getitems__) == (
+            own.__getitem__,
+            own.__getitems__,
+        )
+
+    def collate(self, indices: Sequence[int] | NdArray) -> Any:
+        """Return what `default_collate` makes of the samples of a plain dataset, without a look at any of them."""
+        handle = self._open()
+        return collate_rows(handle.leaves, handle.reader.fields, handle.reader.resolve(indices, handle.rows))
+
+    def expect(self, indices: Sequence[int] | NdArray) -> None:
+        """Ask the kernel for all samples of a batch that is about to be read, if the disk has been read from recently."""
+        handle = self._open()
+        handle.reader.expect(handle.reader.resolve(indices, handle.rows))
+
+    def release(self, indices: Sequence[int] | NdArray) -> None:
+        """Take the pages of samples that have been read out of this process; they stay in the page cache."""
+        handle = self._open()
+        handle.reader.release(handle.reader.resolve(indices, handle.rows))
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -250,6 +274,13 @@ class MemoryMappedDataset(Dataset[Any]):
             source if self.transform is None else self.transform(source),
             target if self.target_transform is None else self.target_transform(target),
         )
+
+    def _transformed_row(self, handle: _Handle, row: int) -> Any:
+        try:
+            return self._transformed(handle.get(row))
+        except Exception as error:
+            error.add_note(f"{printable(self.path)}: sample {row}")
+            raise
 
     def _label(self) -> tuple[str, Label]:
         for field in self.fields:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -78,19 +79,32 @@ def _size_class(size: int) -> int:
     return -(-size // step) * step
 
 
+_alone = threading.local()
+
+
+def work_alone() -> None:
+    """Let this thread copy its batches without help, because there are others that copy theirs."""
+    _alone.on = True
+
+
 def take_rows(array: NdArray, indices: NdArray, out: NdArray | None = None) -> NdArray:
     """Return ``array[indices]`` in one copy, into `out` or recycled memory. All indices must be in range.
 
     A single core cannot fetch scattered rows as fast as memory delivers them, so a second one helps with large batches,
-    except in worker processes, of which there are as many as there are cores already.
+    except in worker processes and threads, of which there are as many as there are cores already.
     """
     if out is None:
         out = empty((len(indices), *array.shape[1:]), array.dtype)
-    if out.nbytes < SPLIT or multiprocessing.parent_process() is not None or len(os.sched_getaffinity(0)) < 2:
+    if out.nbytes < SPLIT or not _has_help():
         _take(array, indices, out)
     else:
         _take_with_help(array, indices, out)
     return out
+
+
+def _has_help() -> bool:
+    in_worker = multiprocessing.parent_process() is not None or hasattr(_alone, "on")
+    return not in_worker and len(os.sched_getaffinity(0)) > 1
 
 
 def _take_with_help(array: NdArray, indices: NdArray, out: NdArray) -> None:

@@ -5,7 +5,7 @@ finds each value through the mapped array of ends, `ScatteredItems` does so for 
 of other sizes. None holds anything per sample.
 
 All offer `get(i)` for ``0 <= i < n`` (not checked again here) and `gather(indices)` for an integer ndarray, and
-`prefetch(indices, ask)`, which tells `ask` the addresses where those values are.
+`locate(indices, tell)`, which calls `tell` with the addresses where those values are.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Fixed, Kind, Variable
 from mmds.format import DATA_START, Section
-from mmds.gather import Allocate, empty, take_rows
+from mmds.gather import RECYCLED, Allocate, empty, take_rows
 from mmds.jagged import Jagged
 from mmds.parse import Footer
 from mmds.readahead import address
 from mmds.store import Items
 
 NdArray = np.ndarray[Any, Any]
-Ask = Callable[[NdArray, NdArray], None]  # for the memory from these addresses to those
+Tell = Callable[[NdArray, NdArray], None]  # something about the memory from these addresses to those
 Decode = Callable[[memoryview, int, int, int], Any]  # the view, where the value starts and stops in it, the sample
 
 _two_ends = struct.Struct("<QQ").unpack_from
@@ -36,8 +36,8 @@ _two_ends = struct.Struct("<QQ").unpack_from
 class MappedItems(Items, Protocol):
     """Values in a mapped file."""
 
-    def prefetch(self, indices: NdArray, ask: Ask) -> None:
-        """Tell `ask` where the values of samples `indices` are."""
+    def locate(self, indices: NdArray, tell: Tell) -> None:
+        """Tell where the values of samples `indices` are."""
 
 
 def section_array(view: memoryview, section: Section) -> NdArray:
@@ -62,10 +62,10 @@ class FixedItems:
         """Return rows `indices`, in `out` if given: one copy from the mapped file."""
         return take_rows(self.array, indices, out)
 
-    def prefetch(self, indices: NdArray, ask: Ask) -> None:
-        """Ask for the pages of rows `indices`."""
+    def locate(self, indices: NdArray, tell: Tell) -> None:
+        """Tell where rows `indices` are."""
         starts = address(self.array) + indices * self.array.strides[0]
-        ask(starts, starts + math.prod(self.shape) * self.dtype.itemsize)
+        tell(starts, starts + math.prod(self.shape) * self.dtype.itemsize)
 
 
 class VariableItems:
@@ -150,23 +150,29 @@ class VariableItems:
         starts, stops = spans
         offsets = np.zeros(len(indices) + 1, np.int64)
         np.cumsum(stops - starts, out=offsets[1:])
-        batch = allocate((int(offsets[-1]),), np.dtype(np.uint8))
+        view, places = self._view, offsets.tolist()
+        batch: NdArray
         if (starts[1:] == stops[:-1]).all():  # neighbours
-            batch[:] = np.frombuffer(self._view[starts[0] : stops[-1]] if len(starts) else b"", np.uint8)
+            batch = allocate((places[-1],), np.dtype(np.uint8))
+            batch[:] = np.frombuffer(view[starts[0] : stops[-1]] if places[-1] else b"", np.uint8)
+        elif allocate is empty and places[-1] < RECYCLED:
+            parts = [view[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+            batch = np.frombuffer(bytearray().join(parts), np.uint8)
         else:
-            source, target, places = self._view, batch.data, offsets.tolist()
+            batch = allocate((places[-1],), np.dtype(np.uint8))
+            target = batch.data
             for start, stop, a, b in zip(starts.tolist(), stops.tolist(), places, places[1:], strict=False):
-                target[a:b] = source[start:stop]
+                target[a:b] = view[start:stop]
         return Jagged(batch.view(dtype).reshape(-1, *inner), offsets // row)
 
-    def prefetch(self, indices: NdArray, ask: Ask) -> None:
-        """Ask for the pages of the ends, then for those of the values."""
+    def locate(self, indices: NdArray, tell: Tell) -> None:
+        """Tell where the ends are, then, reading those, where the values are."""
         ends = address(self._ends) + (indices * self._step + self._first) * 8
-        ask(ends, ends + 16)
+        tell(ends, ends + 16)
         spans = self.spans(indices)
         if spans is not None:
             base = address(np.frombuffer(self._view, np.uint8))
-            ask(base + spans[0], base + spans[1])
+            tell(base + spans[0], base + spans[1])
 
 
 class ScatteredItems(VariableItems):
@@ -199,9 +205,9 @@ class NullableItems:
         """Return the values of samples `indices` as a list with None for nulls."""
         return [self.get(index) for index in indices.tolist()]
 
-    def prefetch(self, indices: NdArray, ask: Ask) -> None:
-        """Ask for the pages of all values, those of nulls included; they are empty."""
-        self.items.prefetch(indices, ask)
+    def locate(self, indices: NdArray, tell: Tell) -> None:
+        """Tell where the values are; those of nulls are empty."""
+        self.items.locate(indices, tell)
 
 
 def open_items(view: memoryview, footer: Footer, position: int, path: str) -> MappedItems:

@@ -91,12 +91,10 @@ class Leaf:
         shared: list[torch.Tensor] = []
 
         def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NdArray:
-            if get_worker_info() is None:
-                return empty(shape, dtype)
             shared.append(_shared_tensor(shape, dtype))
             return np.asarray(shared[0].numpy())
 
-        batch = gather_ragged(self.items, self.kind, rows, self._ragged, allocate)
+        batch = gather_ragged(self.items, self.kind, rows, self._ragged, empty if get_worker_info() is None else allocate)
         values = torch.from_numpy(batch.values if isinstance(batch, Jagged) else batch)
         if shared:  # the same memory, but known to torch as shared
             values = shared[0].view(values.dtype).view(values.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import resource
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,17 @@ class Readahead:
 
     def ask(self, starts: NdArray, stops: NdArray) -> None:
         """Ask the kernel to read the memory from `starts` to `stops`: addresses in the map, int64. Does not wait for it."""
-        for start, stop in zip(*_pages(starts - self._base, stops - self._base), strict=True):
+        for start, stop in self._runs(starts, stops):
             for offset in range(start, stop, CHUNK):
                 self._map.madvise(mmap.MADV_WILLNEED, offset, min(CHUNK, stop - offset))
+
+    def release(self, starts: NdArray, stops: NdArray) -> None:
+        """Take the memory from `starts` to `stops` out of this process; it stays in the page cache."""
+        for start, stop in self._runs(starts, stops):
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+    def _runs(self, starts: NdArray, stops: NdArray) -> Iterator[tuple[int, int]]:
+        return zip(*_pages(starts - self._base, stops - self._base), strict=True)
 
 
 def address(array: NdArray) -> int:

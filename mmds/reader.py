@@ -230,17 +230,21 @@ class Reader(Sequence[Any]):
         A batch asks for its own samples already where that helps; this is for what will be wanted later. Does nothing
         for stores other than ``.mmds`` files.
         """
-        self._ask(self.resolve(index, self._rows))
+        self._tell(self.resolve(index, self._rows), "ask")
 
     def expect(self, rows: NdArray) -> None:
         """Ask the kernel for all rows of a batch that is about to be read, if the disk has been read from recently."""
         if self._readahead is not None and self._readahead.wanted():
-            self._ask(rows)
+            self._tell(rows, "ask")
 
-    def _ask(self, rows: NdArray) -> None:
+    def release(self, rows: NdArray) -> None:
+        """Take the pages of rows that have been read out of this process; they stay in the page cache."""
+        self._tell(rows, "release")
+
+    def _tell(self, rows: NdArray, what: str) -> None:
         if self._readahead is not None:
             for items in cast("list[MappedItems]", self.items):
-                items.prefetch(rows, self._readahead.ask)
+                items.locate(rows, getattr(self._readahead, what))
 
     def resolve(self, index: Any, rows: range) -> NdArray:
         """Return the rows of the file that an index array or list into `rows` means, as int64, all in range.
