@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ except ImportError:
 
 from mmds.collate import Batch, TensorBatch, collate_rows
 from mmds.fields import Array, Label
-from mmds.leaves import FORMATS, Leaf
+from mmds.leaves import FORMATS, Leaf, MadeLeaf
 from mmds.opening import open as open_reader
 from mmds.ragged import Ragged, check_ragged
 from mmds.reader import Reader, is_many
@@ -148,10 +148,19 @@ class MemoryMappedDataset(Dataset[Any]):
             own.__getitems__,
         )
 
-    def collate(self, indices: Sequence[int] | NdArray) -> Any:
-        """Return what `default_collate` makes of the samples of a plain dataset, without a look at any of them."""
+    def collate(
+        self, indices: Sequence[int] | NdArray, images: Mapping[str, Callable[[list[bytes]], Any]] | None = None
+    ) -> Any:
+        """Return what `default_collate` makes of the samples of a plain dataset, without a look at any of them.
+
+        `images` are functions that make the batch of a field from its encoded files.
+        """
         handle = self._open()
-        return collate_rows(handle.leaves, handle.reader.fields, handle.reader.resolve(indices, handle.rows))
+        fields = handle.reader.fields
+        leaves: list[Leaf | MadeLeaf] = list(handle.leaves)
+        for name, make in (images or {}).items():
+            leaves[fields.index(name)] = MadeLeaf(handle.leaves[fields.index(name)], make)
+        return collate_rows(leaves, fields, handle.reader.resolve(indices, handle.rows))
 
     def expect(self, indices: Sequence[int] | NdArray) -> None:
         """Ask the kernel for all samples of a batch that is about to be read, if the disk has been read from recently."""

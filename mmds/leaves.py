@@ -56,6 +56,10 @@ class Leaf:
             isinstance(self.kind, Array) or self.items.dtype.kind in "bif" or self.items.dtype.itemsize < 8
         )
 
+    def error(self, row: int, reason: str) -> FormatError:
+        """Return the error for the value of sample `row`."""
+        return FormatError(f"{printable(self._path)}: sample {row}, field '{printable(self._name)}': {reason}")
+
     def collate(self, rows: NdArray, first: Any = None, container: type = list) -> Any:
         """Return the values of samples `rows` as default collation would.
 
@@ -94,7 +98,9 @@ class Leaf:
             shared.append(_shared_tensor(shape, dtype))
             return np.asarray(shared[0].numpy())
 
-        batch = gather_ragged(self.items, self.kind, rows, self._ragged, empty if get_worker_info() is None else allocate)
+        batch = gather_ragged(
+            self.items, self.kind, rows, self._ragged, empty if get_worker_info() is None else allocate
+        )
         values = torch.from_numpy(batch.values if isinstance(batch, Jagged) else batch)
         if shared:  # the same memory, but known to torch as shared
             values = shared[0].view(values.dtype).view(values.shape)
@@ -133,12 +139,24 @@ class Leaf:
             try:
                 return finish(decoder(data))
             except (OSError, ValueError, RuntimeError, SyntaxError) as error:  # what the decoders raise on bad files
-                raise FormatError(
-                    f"{printable(self._path)}: sample {row}, field '{printable(self._name)}': cannot be decoded: "
-                    f"{printable(error)}; use decode=False for its bytes"
-                ) from error
+                reason = f"cannot be decoded: {printable(error)}; use decode=False for its bytes"
+                raise self.error(row, reason) from error
 
         return decoding
+
+
+class MadeLeaf:
+    """One field of encoded files, of which `make` makes a batch at once."""
+
+    def __init__(self, leaf: Leaf, make: Callable[[list[bytes]], Any]) -> None:
+        self._leaf, self._make = leaf, make
+
+    def collate(self, rows: NdArray, first: Any = None, container: type = list) -> Any:
+        """Return what `make` makes of the files of samples `rows`; `FormatError` where one is null."""
+        files = self._leaf.items.gather(rows)
+        if None in files:
+            raise self._leaf.error(rows.item(files.index(None)), "null, so that no batch can be made of it")
+        return self._make(files)
 
 
 def _finisher(kind: Kind, format: str) -> Callable[[NdArray], Any]:

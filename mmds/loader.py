@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mmds.errors import missing
+from mmds.errors import FormatError, missing, printable
 
 try:
     import torch
@@ -20,7 +21,9 @@ except ImportError:
     raise missing("torch", "torch", "Loader") from None
 
 from mmds.dataset import MemoryMappedDataset
+from mmds.fields import Image
 from mmds.gather import work_alone
+from mmds.images import ImageBatch, PictureError
 from mmds.permutation import Permutation
 from mmds.schedule import BatchSamplerSchedule, OrderSchedule, Planned, SamplerSchedule, Schedule
 from mmds.transfer import to_device
@@ -44,6 +47,10 @@ class Loader:
         sampler, batch_sampler: as in `DataLoader`. They decide themselves what each rank gets; but the order of an
             `mmds.BlockShuffleSampler` is dealt to the ranks here.
         collate_fn: makes a batch of a list of samples, as in `DataLoader`.
+        images: what to make of pictures: operations of `mmds.images` for all fields of pictures, such as
+            ``[RandomResizedCrop(224), RandomHorizontalFlip()]``; an `ImageBatch`; or a dict from field to one of these.
+            They are decoded straight into the batch. What is random is a pure function of `seed`, the epoch and the
+            sample's place in it.
         batch_transform: a function of a collated batch; runs in the threads.
         pin_memory: whether batches are copied to page-locked memory; by default if `device` is a CUDA device.
         device: where batches are brought to.
@@ -68,6 +75,7 @@ class Loader:
         sampler: Any = None,
         batch_sampler: Any = None,
         collate_fn: Callable[[Any], Any] | None = None,
+        images: Any = None,
         batch_transform: Callable[[Any], Any] | None = None,
         pin_memory: bool | None = None,
         device: Any = None,
@@ -89,6 +97,25 @@ class Loader:
         self._position = 0  # in the epoch: behind the last batch that was yielded
         self._start = 0  # where the next loop begins
         self._check()
+        self.images = {} if images is None else self._image_batches(images)
+
+    def _image_batches(self, images: Any) -> dict[str, ImageBatch]:
+        if not isinstance(self.dataset, MemoryMappedDataset) or self.collate_fn or not self.dataset.is_plain:
+            raise ValueError("images: expected a MemoryMappedDataset without transforms, and no collate_fn")
+        pictures = {field.name: field.kind for field in self.dataset.fields if isinstance(field.kind, Image)}
+        if not isinstance(images, Mapping):
+            images = dict.fromkeys(pictures, images)
+        found = {}
+        for name, operations in images.items():
+            if name not in pictures:
+                known = printable(", ".join(pictures)) or "none"
+                raise ValueError(f"images: '{printable(name)}' is no field of pictures; there are: {known}")
+            mode = pictures[name].mode
+            is_batch = isinstance(operations, ImageBatch)
+            found[name] = operations if is_batch else ImageBatch(operations, mode="L" if mode == "L" else "RGB")
+        if not found:
+            raise ValueError("images: this dataset has no field of pictures")
+        return found
 
     def _check(self) -> None:
         for name, least in (("batch_size", 1), ("num_threads", 0), ("prefetch_factor", 1)):
@@ -218,12 +245,27 @@ class Loader:
     def _collated(self, plan: Planned) -> Any:
         dataset = self.dataset
         if isinstance(dataset, MemoryMappedDataset) and self.collate_fn is None and dataset.is_plain:
-            return dataset.collate(plan.indices)
+            return dataset.collate(plan.indices, self._makers(plan))
         if hasattr(dataset, "__getitems__"):
             samples = dataset.__getitems__(np.asarray(plan.indices).tolist())
         else:
             samples = [dataset[index] for index in plan.indices]
         return (self.collate_fn or default_collate)(samples)
+
+    def _makers(self, plan: Planned) -> dict[str, Callable[[list[bytes]], torch.Tensor]]:
+        """Return the functions that make the batch's pictures, with a seed for each of them."""
+        if not self.images:
+            return {}
+        base = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        return {name: partial(self._make, name, plan, plan.numbers + base) for name in self.images}
+
+    def _make(self, name: str, plan: Planned, seeds: NdArray, files: list[bytes]) -> torch.Tensor:
+        try:
+            return self.images[name](files, seeds)
+        except PictureError as error:
+            index = np.asarray(plan.indices).item(error.position)
+            where = f"{printable(self.dataset.path)}: sample {index}, field '{printable(name)}'"
+            raise FormatError(f"{where}: {error.reason}") from error
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -31,7 +31,9 @@ from torch.utils.data import (
 
 import mmds
 from mmds.errors import FormatError
+from mmds.images import CenterCrop, ImageBatch, RandomHorizontalFlip, RandomResizedCrop
 from mmds.readahead import Readahead
+from tests.samples import jpeg
 
 N = 103
 THREADS = [0, 1, 3]
@@ -443,9 +445,9 @@ def test_the_kernel_is_asked_before_batches_are_read(path: Path, monkeypatch: py
     monkeypatch.setattr(Readahead, "ask", lambda self, starts, stops: events.append("ask"))
     collate = mmds.MemoryMappedDataset.collate
 
-    def reading(dataset: mmds.MemoryMappedDataset, rows: Any) -> Any:
+    def reading(dataset: mmds.MemoryMappedDataset, rows: Any, images: Any) -> Any:
         events.append("read")
-        return collate(dataset, rows)
+        return collate(dataset, rows, images)
 
     monkeypatch.setattr(mmds.MemoryMappedDataset, "collate", reading)
     assert len(list(mmds.Loader(numbers(path), 10, num_threads=1, prefetch_factor=4))) == 11
@@ -483,3 +485,69 @@ def test_worker_processes_after_a_loader(path: Path) -> None:
     next(iterator)
     assert [batch.tolist() for batch in DataLoader(dataset, 50, num_workers=2)][2] == [100, 101, 102]
     assert len(list(iterator)) == 10
+
+
+# Pictures
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "p.mmds"
+    with mmds.Writer(path, {"image": mmds.Image(mode="RGB"), "label": mmds.Scalar("int64")}) as writer:
+        writer.extend({"image": jpeg(i, (50 + i, 60)), "label": i} for i in range(20))
+    return path
+
+
+def test_pictures_are_made_into_one_tensor(photos: Path) -> None:
+    dataset = mmds.MemoryMappedDataset(photos)
+    loader = mmds.Loader(dataset, 8, images=[CenterCrop(40)])
+    batches = list(loader)
+    assert [batch["image"].shape for batch in batches] == [(8, 3, 40, 40), (8, 3, 40, 40), (4, 3, 40, 40)]
+    assert torch.cat([batch["label"] for batch in batches]).tolist() == list(range(20))
+    for k in (0, 13, 19):
+        whole = dataset[k]["image"]
+        top, left = round((whole.shape[1] - 40) / 2), round((whole.shape[2] - 40) / 2)
+        assert torch.equal(batches[k // 8]["image"][k % 8], whole[:, top : top + 40, left : left + 40])
+
+
+def test_random_pictures_depend_on_seed_and_epoch_alone(photos: Path) -> None:
+    dataset = mmds.MemoryMappedDataset(photos, fields=("image", "label"))
+    operations: list[Any] = [RandomResizedCrop(16), RandomHorizontalFlip()]
+
+    def epochs(**options: Any) -> list[Any]:
+        loader = mmds.Loader(dataset, 8, shuffle=True, images=operations, **options)
+        return [list(loader), list(loader)]
+
+    want = epochs(num_threads=0)
+    assert same(want, epochs(num_threads=3))
+    assert not same(want[0][0][0], want[1][0][0])
+    assert not same(want[0][0][0], epochs(seed=1)[0][0][0])
+    alone = {
+        int(y): x for k in range(2) for xs, ys in epochs(rank=k, world_size=2)[0] for x, y in zip(xs, ys, strict=True)
+    }
+    assert len(alone) == 20
+    for xs, ys in want[0]:  # the same place in the epoch, whichever rank has it
+        assert all(torch.equal(x, alone[int(y)]) for x, y in zip(xs, ys, strict=True))
+    loader = mmds.Loader(dataset, 8, shuffle=True, images=ImageBatch(operations))
+    loader.load_state_dict({**loader.state_dict(), "position": 8})
+    assert same(want[0][1:], list(loader))
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    with mmds.Writer(tmp_path / "b.mmds", {"a": mmds.Image(mode="RGB", nullable=True)}) as writer:
+        writer.extend({"a": [jpeg(1, (9, 9)), b"\xff\xd8\xff nothing", None][i % 3]} for i in range(6))
+    dataset = mmds.MemoryMappedDataset(tmp_path / "b.mmds")
+    with pytest.raises(FormatError, match=r"b\.mmds: sample 4, field 'a': "):
+        list(mmds.Loader(dataset, 2, images=[CenterCrop(8)], sampler=[0, 3, 3, 4]))
+    with pytest.raises(FormatError, match=r"b\.mmds: sample 2, field 'a': null"):
+        list(mmds.Loader(dataset, 2, images=[CenterCrop(8)], sampler=[0, 2]))
+
+
+def test_bad_images_are_refused(path: Path, photos: Path) -> None:
+    dataset = mmds.MemoryMappedDataset(photos)
+    with pytest.raises(ValueError, match=r"images: 'label' is no field of pictures; there are: image"):
+        mmds.Loader(dataset, images={"label": []})
+    with pytest.raises(ValueError, match="images: this dataset has no field of pictures"):
+        mmds.Loader(mmds.MemoryMappedDataset(path), images=[CenterCrop(8)])
+    with pytest.raises(ValueError, match="images: expected a MemoryMappedDataset without transforms"):
+        mmds.Loader(mmds.MemoryMappedDataset(photos, transform=dict), images=[CenterCrop(8)])
