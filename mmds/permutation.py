@@ -78,10 +78,10 @@ class Permutation(Sequence[int]):
     def __len__(self) -> int:
         return self._n
 
+    @overload  # type: ignore[override]  # an array is no `Sequence`
+    def __getitem__(self, index: slice | NDArray[np.integer[Any]] | list[int]) -> NDArray[np.int64]: ...  # type: ignore[overload-overlap]
     @overload
     def __getitem__(self, index: SupportsIndex) -> int: ...
-    @overload
-    def __getitem__(self, index: slice | NDArray[np.integer[Any]]) -> NDArray[np.int64]: ...
     def __getitem__(self, index: Any) -> Any:
         positions = resolve(index, self._n)
         values = self._permuted(positions)
@@ -184,7 +184,7 @@ def integer(name: str, value: object, low: int, high: int) -> int:
 def seeds(seed: object) -> tuple[int, ...]:
     """Return a seed, which is an int or a sequence of ints, as a tuple."""
     try:
-        parts = tuple(map(operator.index, seed if isinstance(seed, Sequence) else [seed]))  # type: ignore[list-item]
+        parts = tuple(map(operator.index, seed if isinstance(seed, Sequence) else [seed]))
     except TypeError:
         parts = ()
     if not parts:
@@ -202,7 +202,9 @@ def resolve(index: Any, n: int) -> NDArray[np.int64]:
         if positions.size or positions.ndim != 1:
             raise TypeError(f"expected an integer, a slice or an array of integers, got {type(index).__name__}")
         positions = positions.astype(np.int64)  # an empty list, which numpy takes for floats
-    if positions.size and not (-n <= positions.min() and positions.max() < n):
-        wrong = positions.max() if positions.max() >= n else positions.min()
-        raise IndexError(f"index {wrong} is out of range for {n} elements")
-    return np.where(positions < 0, positions + n, positions).astype(np.int64, copy=False)
+    if positions.size:
+        low, high = int(positions.min()), int(positions.max())
+        if low < -n or high >= n:
+            raise IndexError(f"index {high if high >= n else low} is out of range for {n} elements")
+    positions = positions.astype(np.int64, copy=False)
+    return np.where(positions < 0, positions + n, positions)

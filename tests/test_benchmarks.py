@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import mmds
-from benchmarks import conversion, machine, picture_folder, processes, progress, reading, rounds, sparse
+from benchmarks import conversion, machine, picture_folder, processes, progress, reading, rounds, scaling, sparse
 from benchmarks.memory import workers
 from benchmarks.memory.epoch import Measurement, Moment
 from benchmarks.memory.report import broken_promises, table
@@ -43,6 +43,21 @@ def test_reading() -> None:
     text = reading.report(figures, figures["samples"], figures["rounds"])
     assert "| batch of 256 : `np.copyto` of as many bytes, speed |" in text
     assert f"mmds {importlib.metadata.version('mmds')}" in text
+
+
+def test_scaling() -> None:
+    done = run("scaling", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    assert figures["per_batch_us"].keys() == scaling.WAYS.keys()
+    for found in figures["per_batch_us"].values():
+        assert [int(n) for n in found] == list(scaling.SIZES)
+        assert all(value > 0 for value in found.values())
+    assert figures["first_batch_s"]["mmds"] > 0
+    figures["per_batch_us"] = {
+        way: {int(n): value for n, value in found.items()} for way, found in figures["per_batch_us"].items()
+    }
+    assert "| 100,000,000 samples |" in scaling.report(figures, 3)
 
 
 def test_a_sparse_file_opens_and_reads_as_zeros(tmp_path: Path) -> None:
