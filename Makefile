@@ -40,6 +40,9 @@ bench: .venv/ready
 	.venv/bin/python -m benchmarks.conversion
 	.venv/bin/python -m benchmarks.memory.workers
 	.venv/bin/python -m benchmarks.stores
+	.venv/bin/python -m benchmarks.images
+	.venv/bin/python -m benchmarks.scaling
+	.venv/bin/python -m benchmarks.shuffle
 
 clean:
 	rm -rf .venv .demo build dist *.egg-info

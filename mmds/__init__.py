@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmds.fields import Scalar as Scalar
     from mmds.fields import Text as Text
     from mmds.fields import Video as Video
+    from mmds.images import ImageBatch as ImageBatch
     from mmds.integrity import Damage as Damage
     from mmds.integrity import Verification as Verification
     from mmds.integrity import verify as verify
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mmds.pipeline import Conversion as Conversion
     from mmds.pipeline import convert as convert
     from mmds.reader import Reader as Reader
+    from mmds.samplers import BlockShuffleSampler as BlockShuffleSampler
     from mmds.schema import Field as Field
     from mmds.schema import Schema as Schema
     from mmds.writer import Writer as Writer
@@ -41,6 +43,8 @@ _HOME = {
     "Jagged": "jagged",
     "Loader": "loader",
     "Permutation": "permutation",
+    "BlockShuffleSampler": "samplers",
+    "ImageBatch": "images",
     "Reader": "reader",
     "open": "opening",
     "MemoryMappedDataset": "dataset",

@@ -4,7 +4,8 @@
 
     MmdsError
     ├── FormatError (ValueError)          the bytes of a file break a rule of the format
-    │   └── VersionError                  the file is whole, but newer than this library
+    │   ├── VersionError                  the file is whole, but newer than this library
+    │   └── PictureError                  a picture of a batch that cannot be decoded (in mmds.images)
     ├── SchemaError (ValueError)          fields that cannot be stored, or that do not exist
     ├── SampleError (ValueError)          a sample that does not fit its fields
     ├── SourceError (ValueError)          something in a conversion's source that cannot be used
