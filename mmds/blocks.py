@@ -9,6 +9,10 @@ from mmds.fields import Buffer
 from mmds.format import BLOCK, align_up
 from mmds.publish import Draft
 
+WRITE = (
+    2**21
+)  # bytes per system call: the kernel keeps what was written in pages as large as that, which are mapped faster
+
 
 def block_hash(block: bytes | bytearray | memoryview) -> int:
     """Return the XXH3-64 of one block, as the `blocks` section holds it."""
@@ -39,8 +43,9 @@ class BlockStream:
             return
         while view:
             if not self._filled and len(view) >= BLOCK:  # whole blocks go straight from the caller's memory
-                self._emit(view[:BLOCK])
-                view = view[BLOCK:]
+                whole = min(len(view) // BLOCK * BLOCK, WRITE)
+                self._emit(view[:whole])
+                view = view[whole:]
                 continue
             part = view[: BLOCK - self._filled]
             self._buffer[self._filled : self._filled + len(part)] = part
@@ -66,6 +71,7 @@ class BlockStream:
         self._draft.write(memoryview(self._buffer)[: self._filled])
         self._filled = 0
 
-    def _emit(self, block: memoryview) -> None:
-        self._hashes += block_hash(block).to_bytes(8, "little")
-        self._draft.write(block)
+    def _emit(self, blocks: memoryview) -> None:
+        for start in range(0, len(blocks), BLOCK):
+            self._hashes += block_hash(blocks[start : start + BLOCK]).to_bytes(8, "little")
+        self._draft.write(blocks)

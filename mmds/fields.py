@@ -253,17 +253,20 @@ class Array(Fixed):
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Return whether `shape` is one that this kind takes."""
-        return shape == self.shape or (
-            len(shape) == len(self.shape)
-            and all(want is None or have == want for have, want in zip(shape, self.shape, strict=True))
-            and max(shape, default=0) <= MAX_DIMENSION
-        )
+        if len(shape) != len(self.shape):
+            return False
+        for have, want in zip(shape, self.shape, strict=True):  # all() with a generator takes three times as long
+            if have != want and (want is not None or have > MAX_DIMENSION):
+                return False
+        return True
 
     def as_stored(self, value: Any) -> np.ndarray[Any, Any]:
         """Return array-like `value` with the stored dtype, checking only its type; `Misfit` where it differs.
 
         The bits of a logical type are accepted as they are read: bfloat16 as uint16.
         """
+        if type(value) is np.ndarray and value.dtype == self.stored:
+            return value
         if not hasattr(value, "__array__"):
             raise Misfit(self.expected, describe(value))
         try:

@@ -120,10 +120,6 @@ class Writer(SampleWriter):
         assert self._spool is not None
         rows = [_as_rows(column) if isinstance(column, np.ndarray) else column for column in batch]
         payload = [rows[position] for position in self._payload]
-        if not all(isinstance(column, np.ndarray) for column in payload) or (payload and self._constant is None):
-            for encoded in zip(*rows, strict=True):
-                self._append(list(encoded))
-            return
         for position, column in enumerate(rows):
             if position in self._payload:
                 continue
@@ -132,8 +128,45 @@ class Writer(SampleWriter):
             else:
                 for data in column:
                     self._sinks[position](data)
-        if payload and size:
+        if not payload or not size:
+            return
+        if self._constant is not None and all(isinstance(column, np.ndarray) for column in payload):
             self._append_rows(self._spool, payload, size)
+        else:
+            self._append_items(self._spool, payload)
+
+    def _append_items(self, spool: Spool, payload: list[Encodings]) -> None:
+        """Append payload items of any size, one sample after the other: joined, as long as they are small."""
+        start = position = self._stream.position
+        pieces: list[Any] = []
+        ends: list[int] = []
+        kinds = [self._schema.fields[k].kind for k in self._payload]  # type: ignore[union-attr]
+        aligns = [self._schema.fields[k].align for k in self._payload]  # type: ignore[union-attr]
+        for items in zip(*payload, strict=True):
+            for data, align in zip(items, aligns, strict=True):
+                if gap := -position % align:
+                    pieces.append(bytes(gap))
+                    position += gap
+                if data is not None:
+                    pieces.append(data)
+                    position += data.nbytes if isinstance(data, np.ndarray) else len(data)
+                ends.append(position)
+            if position - start >= BATCH_BYTES:
+                self._write_pieces(pieces)
+                pieces, start = [], position
+        self._write_pieces(pieces)
+        spool.append(self._numbers["ends", None], np.array(ends, "<u8"))
+        for k, kind, column in zip(self._payload, kinds, payload, strict=True):
+            if kind.nullable:
+                spool.append(self._numbers["valid", k], bytes(data is not None for data in column))
+            if ("shape", k) in self._numbers:
+                spool.append(self._numbers["shape", k], b"".join(_unknown_sizes(kind, data) for data in column))
+
+    def _write_pieces(self, pieces: list[Any]) -> None:
+        if len(pieces) > 1:
+            self._stream.write(b"".join(pieces))
+        elif pieces:
+            self._stream.write(pieces[0])
 
     def _append_rows(self, spool: Spool, payload: list[Any], size: int) -> None:
         """Append payload items at constant positions: rows of `stride` bytes, the last one without its tail padding."""
