@@ -20,10 +20,9 @@ import numpy as np
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Fixed, Kind, Variable
 from mmds.format import DATA_START, Section
-from mmds.gather import RECYCLED, Allocate, empty, take_rows
+from mmds.gather import RECYCLED, Allocate, address, empty, take_rows
 from mmds.jagged import Jagged
 from mmds.parse import Footer
-from mmds.readahead import address
 from mmds.store import Items
 
 NdArray = np.ndarray[Any, Any]

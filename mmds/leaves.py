@@ -19,7 +19,7 @@ from mmds import decode
 from mmds.dtypes import LOGICAL
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Image, Kind
-from mmds.gather import empty
+from mmds.gather import PLACE, empty
 from mmds.items import FixedItems, ScatteredItems
 from mmds.jagged import Jagged
 from mmds.ragged import Ragged, gather_ragged, is_ragged
@@ -170,6 +170,8 @@ def _finisher(kind: Kind, format: str) -> Callable[[NdArray], Any]:
 
 def _shared_tensor(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
     """Return an uninitialised tensor in shared memory, made as torch's own collation makes it in a worker."""
-    size = math.prod(shape) * dtype.itemsize
+    size = PLACE + math.prod(shape) * dtype.itemsize
     storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size, device="cpu")  # type: ignore[no-untyped-call]
-    return torch.from_numpy(np.empty(0, dtype)).set_(storage).view(shape)
+    flat = torch.empty(0, dtype=torch.uint8)
+    flat.set_(storage, PLACE, (size - PLACE,), (1,))  # PLACE: see gather._Buffer
+    return flat.view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from mmds.gather import PAGE, address
+
 NdArray = np.ndarray[Any, Any]
 
-PAGE = mmap.PAGESIZE
 CHUNK = 2**17  # bytes; the kernel may cut one request to the device's readahead window, by default 128 KiB
 BATCHES = 8  # for which it stays on or off until it is decided again
 
@@ -52,11 +53,6 @@ class Readahead:
 
     def _runs(self, starts: NdArray, stops: NdArray) -> Iterator[tuple[int, int]]:
         return zip(*_pages(starts - self._base, stops - self._base), strict=True)
-
-
-def address(array: NdArray) -> int:
-    """Return where in memory an array begins."""
-    return int(array.__array_interface__["data"][0])
 
 
 def _disk_reads() -> int:

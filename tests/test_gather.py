@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmds import gather
+from mmds.gather import address
 
 ROWS = np.arange(1000 * 512, dtype="int64").reshape(1000, 512)  # 4 KiB per row
 
@@ -22,10 +23,6 @@ def _no_buffers() -> Iterator[None]:
     gather._free.clear()
     yield
     gather._free.clear()
-
-
-def address(array: np.ndarray[Any, Any]) -> int:
-    return int(array.__array_interface__["data"][0])
 
 
 def test_a_batch_that_is_referred_to_is_never_overwritten() -> None:
@@ -88,6 +85,10 @@ def test_the_second_thread_lets_go_of_the_buffer() -> None:
     while not gather._free and time.monotonic() < limit:
         time.sleep(0.001)
     assert len(gather._free) == 1
+
+
+def test_large_batches_begin_where_copies_are_fast() -> None:
+    assert address(gather.take_rows(ROWS, np.arange(100))) % gather.PAGE == gather.PLACE
 
 
 def test_small_batches_are_left_to_malloc() -> None:

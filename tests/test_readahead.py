@@ -15,7 +15,8 @@ import pytest
 import mmds
 from mmds import readahead
 from mmds.errors import FormatError
-from mmds.readahead import BATCHES, PAGE, Readahead
+from mmds.gather import PAGE, address
+from mmds.readahead import BATCHES, Readahead
 from mmds.reader import MappedFile
 
 NdArray = np.ndarray[Any, Any]
@@ -170,7 +171,7 @@ def _resident(path: Path, drop: bool = False) -> NdArray:
             array = np.frombuffer(mapped, np.uint8)
             pages = np.zeros(-(-size // PAGE), np.uint8)
             libc = ctypes.CDLL(None, use_errno=True)
-            at, out = (ctypes.c_void_p(readahead.address(a)) for a in (array, pages))
+            at, out = (ctypes.c_void_p(address(a)) for a in (array, pages))
             if libc.mincore(at, ctypes.c_size_t(size), out):
                 raise OSError(ctypes.get_errno(), "mincore")
             del array
