@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -106,10 +107,20 @@ STORES = (
 
 @cache
 def all_stores() -> dict[str, StoreFormat]:
-    """Return all stores by name: those of mmds, and those that other packages register."""
+    """Return all stores by name: those of mmds, and those that other packages register.
+
+    One that cannot be loaded is left out with a warning, so that it does not keep anybody from reading other stores.
+    """
     found = {store.name: store for store in STORES}
     for entry in entry_points(group="mmds.stores"):
-        store = entry.load()
+        try:
+            store = entry.load()
+        except Exception as error:  # noqa: BLE001 (another package's code)
+            what = (
+                f"the store '{printable(entry.name)}' ({printable(entry.value)}) cannot be loaded: {printable(error)}"
+            )
+            warnings.warn(what, RuntimeWarning, stacklevel=2)
+            continue
         found.setdefault(store.name, store)
     return found
 

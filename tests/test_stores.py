@@ -76,11 +76,11 @@ class Raw(StoreUnderTest):
 
 @pytest.fixture
 def another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Install a package that registers `tests.raw_store` as CONTRIBUTING says."""
+    """Install a package that registers `tests.raw_store` as CONTRIBUTING says, and something that is broken."""
     about = tmp_path / "site" / "another-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: another\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[mmds.stores]\nraw = tests.raw_store:FORMAT\n")
+    (about / "entry_points.txt").write_text("[mmds.stores]\nraw = tests.raw_store:FORMAT\nbad = tests.no_such:X\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
     all_stores.cache_clear()
     yield
@@ -88,6 +88,8 @@ def another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def test_another_package_registers_a_store(tmp_path: Path, another_package: None) -> None:
+    with pytest.warns(RuntimeWarning, match=r"the store 'bad' \(tests\.no_such:X\) cannot be loaded: No module"):
+        assert "raw" in all_stores()
     source = store_cases.write_every(tmp_path / "a.mmds", frozenset())
     Raw().round_trip(source, tmp_path / "round")
     mmds.convert(source, tmp_path / "plain", destination_format="raw")
