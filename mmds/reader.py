@@ -17,7 +17,7 @@ from mmds.errors import FormatError, SchemaError, missing, printable
 from mmds.items import FixedItems, MappedItems, NullableItems, open_items
 from mmds.parse import Footer, parse
 from mmds.ragged import Ragged, check_ragged, gather_ragged, is_ragged
-from mmds.readahead import Readahead
+from mmds.readahead import Readahead, touching_little
 from mmds.store import Items, MaskedItems, RunItems, Store
 
 NdArray = np.ndarray[Any, Any]
@@ -35,7 +35,8 @@ class MappedFile:
         self.view = memoryview(mapped).toreadonly()  # arrays over it cannot be made writable again
         self.readahead = Readahead(mapped)
         try:
-            self.footer = parse(self.view)
+            with touching_little(mapped):
+                self.footer = parse(self.view)
         except FormatError as error:
             raise type(error)(f"{printable(self.path)}: {error}") from None
         self.schema, self.n = self.footer.schema, self.footer.n

@@ -143,6 +143,17 @@ def test_the_kernel_reads_what_it_was_asked_for(path: Path) -> None:
         assert _resident(path)[wanted].all()
 
 
+def test_opening_reads_both_ends_and_little_else(path: Path) -> None:
+    if _resident(path, drop=True).any():
+        pytest.skip("this file system keeps files in memory")
+    reader = mmds.open(path)
+    resident = _resident(path)
+    assert resident[0]
+    assert resident[-1]
+    assert resident.sum() <= readahead.TAIL // PAGE + 16 < len(resident) / 10  # and a page per section
+    assert len(reader) == SAMPLES
+
+
 def test_ends_that_lie_are_refused_by_the_batch_not_asked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Readahead, "ask", lambda self, starts, stops: None)  # these ends are not in the map
     reader = mmds.open(path)
