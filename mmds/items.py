@@ -11,6 +11,7 @@ All offer `get(i)` for ``0 <= i < n`` (not checked again here) and `gather(indic
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -104,7 +105,10 @@ class VariableItems:
 
     def get(self, index: int) -> Any:
         """Return the value of sample `index`."""
-        start, stop = self.span(index)
+        start, stop = _two_ends(self._pairs, 8 * (index * self._step + self._first))
+        start = (start + self._pad) & self._mask
+        if not start <= stop <= self._size:
+            self.span(index)  # says what is wrong
         try:
             return self._decode(self._view, start, stop, index)
         except (ValueError, struct.error) as error:
@@ -235,7 +239,7 @@ def open_items(view: memoryview, footer: Footer, position: int, path: str) -> Ma
         }
         data, ends = view[: footer.data_end], section_array(view, footer.section("ends"))
         if not isinstance(kind, Array):
-            items = VariableItems(data, ends, _decoder(kind), **where)
+            items = VariableItems(data, ends, _decoder(kind, view.obj), **where)  # type: ignore[arg-type]
         elif kind.unknown or kind.nullable:
             items = VariableItems(data, ends, _array_decoder(view, footer, position), **where)
         else:
@@ -245,9 +249,11 @@ def open_items(view: memoryview, footer: Footer, position: int, path: str) -> Ma
     return items
 
 
-def _decoder(kind: Kind) -> Decode:
+def _decoder(kind: Kind, mapped: mmap.mmap | None = None) -> Decode:
     assert isinstance(kind, Variable)
     if type(kind).decode is Variable.decode:
+        if mapped is not None:  # a slice of an mmap is bytes at once
+            return lambda view, start, stop, _: mapped[start:stop]
         return lambda view, start, stop, _: bytes(view[start:stop])
     decode = kind.decode
     return lambda view, start, stop, _: decode(view[start:stop])
@@ -296,10 +302,10 @@ def _array_decoder(view: memoryview, footer: Footer, position: int) -> Decode:
         before, after = shape[:axis], shape[axis + 1 :]
 
         def decode(view: memoryview, start: int, stop: int, index: int) -> NdArray:
-            count, rest = divmod(stop - start, row)
-            if rest:
-                raise ValueError(f"{stop - start} bytes for an array of {kind.dtype} {shape}")
-            return np.ndarray((*before, count, *after), dtype, view, start)
+            length = stop - start
+            if length % row:
+                raise ValueError(f"{length} bytes for an array of {kind.dtype} {shape}")
+            return np.ndarray((*before, length // row, *after), dtype, view, start)
 
     else:
 

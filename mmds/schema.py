@@ -274,7 +274,10 @@ def _assembler(node: Any, functions: Sequence[Callable[[Any], Any]]) -> Callable
             return lambda argument: (one(argument), other(argument))
         return lambda argument: tuple([part(argument) for part in parts])
     items = [(key, _assembler(child, functions)) for key, child in node.items()]
-    if len(items) == 2:  # the most common sample; a loop would take as long as the rest of reading it
+    if len(items) == 1:  # a loop would take as long as the rest of reading such a sample
+        ((only, get_only),) = items
+        return lambda argument: {only: get_only(argument)}
+    if len(items) == 2:
         (first, get_first), (second, get_second) = items
         return lambda argument: {first: get_first(argument), second: get_second(argument)}
     return lambda argument: {key: part(argument) for key, part in items}
