@@ -9,9 +9,9 @@ from mmds.fields import Buffer
 from mmds.format import BLOCK, align_up
 from mmds.publish import Draft
 
-WRITE = (
-    2**21
-)  # bytes per system call: the kernel keeps what was written in pages as large as that, which are mapped faster
+# Bytes per system call, at multiples of as many. Linux keeps what is written so in one piece of the page cache, which a
+# processor finds by one entry of its page tables instead of 512, for as long as it stays there.
+WRITE = 2 * BLOCK
 
 
 def block_hash(block: bytes | bytearray | memoryview) -> int:
@@ -20,11 +20,11 @@ def block_hash(block: bytes | bytearray | memoryview) -> int:
 
 
 class BlockStream:
-    """Appends to a `Draft` in whole blocks. After an error it must not be used again: a part may have been written."""
+    """Appends to a `Draft` in pieces of `WRITE` bytes. After an error it must not be used: a part may have been written."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
-        self._buffer = bytearray(BLOCK)
+        self._buffer = bytearray(WRITE)
         self._filled = 0
         self._hashes = bytearray()
         self.position = 0
@@ -37,21 +37,20 @@ class BlockStream:
         view = memoryview(data)
         self.position += len(view)
         end = self._filled + len(view)
-        if end < BLOCK:
+        if end < WRITE:
             self._buffer[self._filled : end] = view
             self._filled = end
             return
         while view:
-            if not self._filled and len(view) >= BLOCK:  # whole blocks go straight from the caller's memory
-                whole = min(len(view) // BLOCK * BLOCK, WRITE)
-                self._emit(view[:whole])
-                view = view[whole:]
+            if not self._filled and len(view) >= WRITE:  # straight from the caller's memory
+                self._emit(view[:WRITE])
+                view = view[WRITE:]
                 continue
-            part = view[: BLOCK - self._filled]
+            part = view[: WRITE - self._filled]
             self._buffer[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
             view = view[len(part) :]
-            if self._filled == BLOCK:
+            if self._filled == WRITE:
                 self._emit(memoryview(self._buffer))
                 self._filled = 0
 
@@ -63,8 +62,7 @@ class BlockStream:
 
     def hashes(self) -> bytes:
         """Return the hashes of all that was written so far, the last block as far as it goes, as <u8."""
-        partial = block_hash(memoryview(self._buffer)[: self._filled]).to_bytes(8, "little") if self._filled else b""
-        return bytes(self._hashes) + partial
+        return bytes(self._hashes) + self._hashed(memoryview(self._buffer)[: self._filled])
 
     def flush(self) -> None:
         """Hand the unfinished block to the file. The last call on a stream."""
@@ -72,6 +70,10 @@ class BlockStream:
         self._filled = 0
 
     def _emit(self, blocks: memoryview) -> None:
-        for start in range(0, len(blocks), BLOCK):
-            self._hashes += block_hash(blocks[start : start + BLOCK]).to_bytes(8, "little")
+        self._hashes += self._hashed(blocks)
         self._draft.write(blocks)
+
+    @staticmethod
+    def _hashed(data: memoryview) -> bytes:
+        starts = range(0, len(data), BLOCK)
+        return b"".join(block_hash(data[start : start + BLOCK]).to_bytes(8, "little") for start in starts)

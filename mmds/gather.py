@@ -6,13 +6,9 @@ copy itself. So large batches live in buffers that are used again, as soon as no
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import math
 import mmap
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +19,7 @@ Allocate = Callable[[tuple[int, ...], np.dtype[Any]], NdArray]  # a function lik
 
 RECYCLED = 2**18  # bytes from which on a buffer is recycled; below, malloc does that itself
 KEPT_BUFFERS = 8  # unused ones kept per process: two fields of a batch in a loader with two threads
-PIECES = 4  # of a batch: enough to share evenly; each costs two waits for the interpreter lock
 PAGE, PLACE = mmap.PAGESIZE, 64
-SPLIT = 2**21  # bytes from which on a second thread pays: starting it costs about as much as copying 256 KiB
 
 
 def address(array: NdArray) -> int:
@@ -93,77 +87,14 @@ def _size_class(size: int) -> int:
     return -(-size // step) * step
 
 
-_alone = threading.local()
-
-
-def work_alone() -> None:
-    """Let this thread copy its batches without help, because there are others that copy theirs."""
-    _alone.on = True
-
-
 def take_rows(array: NdArray, indices: NdArray, out: NdArray | None = None) -> NdArray:
-    """Return ``array[indices]`` in one copy, into `out` or recycled memory. All indices must be in range.
-
-    A single core cannot fetch scattered rows as fast as memory delivers them, so a second one helps with large batches,
-    except in worker processes and threads, of which there are as many as there are cores already.
-    """
+    """Return ``array[indices]`` in one copy, into `out` or recycled memory. All indices must be in range."""
     if out is None:
         out = empty((len(indices), *array.shape[1:]), array.dtype)
-    if out.nbytes < SPLIT or not _has_help():
-        _take(array, indices, out)
-    else:
-        _take_with_help(array, indices, out)
-    return out
-
-
-def _has_help() -> bool:
-    in_worker = multiprocessing.parent_process() is not None or hasattr(_alone, "on")
-    return not in_worker and len(os.sched_getaffinity(0)) > 1
-
-
-def _take_with_help(array: NdArray, indices: NdArray, out: NdArray) -> None:
-    """Gather with a second thread that lives as long as the call, so that a fork between two batches never meets one.
-
-    Both take pieces from one iterator, so that a second core that is busy elsewhere costs nothing.
-    """
-    size = max(1, len(indices) // PIECES)
-    pieces = iter(range(0, len(indices), size))
-    errors: list[BaseException] = []
-    helped = _thread.allocate_lock()  # held until the helper is done
-    helped.acquire()
-
-    def take_pieces() -> int:
-        taken = 0
-        for start in pieces:
-            piece = slice(start, start + size)
-            _take(array, indices[piece], out[piece])
-            taken += 1
-        return taken
-
-    def help_out() -> None:
-        try:
-            take_pieces()
-        except BaseException as error:  # noqa: BLE001 (raised again below, in the caller's thread)
-            errors.append(error)
-        finally:
-            helped.release()
-
-    # threading.Thread would wait for the thread to have started, which costs as much as the second core gains.
-    _thread.start_new_thread(help_out, ())
-    own = 0
-    try:
-        own = take_pieces()
-    finally:
-        if own < -(-len(indices) // size):  # the helper has a piece, or had
-            helped.acquire()
-    if errors:
-        raise errors[0]
-
-
-def _take(array: NdArray, indices: NdArray, out: NdArray) -> None:
     if array.flags.c_contiguous:
         # mode="raise" would gather into a temporary first.
         np.take(array, indices, axis=0, out=out, mode="clip")
     else:  # np.take would first copy all of a strided array
         for row, index in enumerate(indices.tolist()):
             out[row] = array[index]
+    return out

@@ -22,7 +22,6 @@ except ImportError:
 
 from mmds.dataset import MemoryMappedDataset
 from mmds.fields import Image
-from mmds.gather import work_alone
 from mmds.images import ImageBatch, PictureError
 from mmds.permutation import Permutation
 from mmds.schedule import BatchSamplerSchedule, OrderSchedule, Planned, SamplerSchedule, Schedule
@@ -204,8 +203,7 @@ class Loader:
             for plan in planned:
                 yield plan.position, self._fetch(plan)
             return
-        initializer = work_alone if self.num_threads > 1 else None
-        pool = ThreadPoolExecutor(self.num_threads, "mmds-loader", initializer)
+        pool = ThreadPoolExecutor(self.num_threads, "mmds-loader")
         pending: deque[tuple[int, Future[Any]]] = deque()
 
         def result() -> tuple[int, Any]:
