@@ -60,7 +60,7 @@ class Effort(NamedTuple):
     rounds: int = 9
     epochs: int = 4
     cold: int = 3
-    writes: int = 2
+    writes: int = 5
     budget: float = 2.0  # seconds per contender and metric, after which it is not measured again
 
 

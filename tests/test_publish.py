@@ -27,9 +27,9 @@ from mmds.publish import Draft
 WRITE = """if True:
     import sys, numpy, mmds
     try:
-        with mmds.Writer(sys.argv[1], mmds.Array("uint8", (2**20,)), overwrite="overwrite" in sys.argv) as writer:
+        with mmds.Writer(sys.argv[1], mmds.Array("uint8", (2**19,)), overwrite="overwrite" in sys.argv) as writer:
             for k in range(4):
-                writer.write(numpy.full(2**20, k, "uint8"))
+                writer.write(numpy.full(2**19, k, "uint8"))
             if "wait" in sys.argv:
                 print("ready", flush=True)
                 sys.stdin.read()
@@ -309,7 +309,7 @@ def test_a_forked_child_cannot_damage_its_parents_file(tmp_path: Path) -> None:
             pid = os.fork()
             if pid == 0:
                 try:
-                    writer.close() if closes else writer.extend([{"x": np.ones(5000, "uint8")}] * 600)
+                    writer.close() if closes else writer.extend([{"x": np.ones(5000, "uint8")}] * 300)
                 except StorageError:
                     os._exit(0)
                 os._exit(1)
