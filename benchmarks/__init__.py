@@ -1,6 +1,7 @@
 """Measurements behind the figures that mmds publishes. Each runs from a checkout, and prints machine and versions.
 
 =====================================  ==============================================================================
+``python -m benchmarks``               mmds beside every library that is installed: writing, reading, loading, memory
 ``python -m benchmarks.reading``       opening 10**9 samples; one sample; a batch against a plain copy in memory
 ``python -m benchmarks.memory.workers``  memory of 0 to 8 DataLoader workers: an mmds file against a list of dicts
 ``python -m benchmarks.conversion``    ``mmds convert`` of an image folder against ``cp -r`` of it

@@ -39,6 +39,14 @@ class SampleTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
+class SampleBytes(bytes):
+    """The first sample of a ragged batch of bytes."""
+
+
+class SampleArray(np.ndarray[Any, Any]):
+    """The first sample of a ragged batch of arrays."""
+
+
 class Batch(MutableSequence[Any]):
     """The samples of a batch: a list for whoever looks at them, one gather for `default_collate`.
 
@@ -62,7 +70,7 @@ class Batch(MutableSequence[Any]):
             row = self._rows.item(0)
             self._first = [leaf.get(row) for leaf in self._leaves]
             sample = self._schema.assembler([_constant(value) for value in self._first])(None)
-            self._peeked = SampleDict(sample) if isinstance(sample, dict) else SampleTuple(sample)
+            self._peeked = _marked(sample)
         return self._peeked
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -102,6 +110,10 @@ class Batch(MutableSequence[Any]):
         return collate_rows(self._leaves, self._schema, self._rows, self._first)
 
     def _peeked_at_is_unchanged(self) -> bool:
+        if isinstance(self._peeked, SampleTensor):
+            return self._peeked._version == 0
+        if isinstance(self._peeked, (SampleBytes, SampleArray)):
+            return True  # both cannot be changed
         try:
             return all(map(operator.is_, self._schema.leaves(_plain(self._peeked)), self._first))
         except Misfit:  # somebody has added or removed keys
@@ -145,11 +157,26 @@ def _constant(value: Any) -> Any:
     return lambda _: value
 
 
+def _marked(sample: Any) -> Any:
+    """Return `sample` as a type that `default_collate` knows to be ours."""
+    if isinstance(sample, dict):
+        return SampleDict(sample)
+    if isinstance(sample, tuple):
+        return SampleTuple(sample)
+    if isinstance(sample, torch.Tensor):
+        return sample.as_subclass(SampleTensor)
+    return sample.view(SampleArray) if isinstance(sample, np.ndarray) else SampleBytes(sample)
+
+
 def _plain(sample: Any) -> Any:
     if isinstance(sample, SampleTensor):
         return sample.as_subclass(torch.Tensor)
     if isinstance(sample, SampleDict):
         return dict(sample)
+    if isinstance(sample, SampleArray):
+        return sample.view(np.ndarray)
+    if isinstance(sample, SampleBytes):
+        return bytes(sample)
     return tuple(sample) if isinstance(sample, SampleTuple) else sample
 
 
@@ -168,5 +195,7 @@ def _collate_views(batch: Any, *, collate_fn_map: Any = None) -> Any:
     return _collate_arrays(writable, collate_fn_map=collate_fn_map)
 
 
-default_collate_fn_map.update(dict.fromkeys((SampleDict, SampleTuple, SampleTensor), _collate_samples))
+default_collate_fn_map.update(
+    dict.fromkeys((SampleDict, SampleTuple, SampleTensor, SampleBytes, SampleArray), _collate_samples)
+)
 default_collate_fn_map[np.ndarray] = _collate_views

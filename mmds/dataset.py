@@ -132,8 +132,7 @@ class MemoryMappedDataset(Dataset[Any]):
         handle.reader.expect(rows)
         if self._transforms:
             return [self._transformed_row(handle, row) for row in rows.tolist()]
-        tree = handle.reader.fields.tree
-        if not isinstance(tree, int):
+        if not isinstance(handle.reader.fields.tree, int) or handle.leaves[0].is_ragged:
             return Batch(handle.leaves, handle.reader.fields, rows)
         if handle.leaves[0].gathers and isinstance(handle.leaves[0].kind, Array) and self.format in ("torch", "pil"):
             return TensorBatch(handle.leaves[0].collate(rows))

@@ -56,6 +56,11 @@ class Leaf:
             isinstance(self.kind, Array) or self.items.dtype.kind in "bif" or self.items.dtype.itemsize < 8
         )
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether a batch of values of different length is made into one array."""
+        return self._ragged != "list"
+
     def error(self, row: int, reason: str) -> FormatError:
         """Return the error for the value of sample `row`."""
         return FormatError(f"{printable(self._path)}: sample {row}, field '{printable(self._name)}': {reason}")
@@ -69,7 +74,7 @@ class Leaf:
         if self.gathers:
             assert isinstance(self.items, GATHERING)
             return self._gather(self.items, rows)
-        if self._ragged != "list":
+        if self.is_ragged:
             return self._gather_ragged(rows)
         values = [self.get(row) for row in rows.tolist()[first is not None :]]
         try:

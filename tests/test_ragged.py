@@ -149,6 +149,22 @@ def test_a_plain_dataloader_delivers_ragged_batches(path: Path, ragged: Any, wor
     assert row == 40
 
 
+@pytest.mark.parametrize("format", ["torch", "numpy", "raw"])
+@pytest.mark.parametrize("field", ["tokens", "file", "brain", "boxes"])
+def test_a_field_alone(path: Path, field: str, format: str) -> None:
+    dataset = mmds.MemoryMappedDataset(path, fields=field, ragged="jagged", format=format)
+    lists = mmds.MemoryMappedDataset(path, fields=field, format=format)
+    indices = [2, 9, 3]  # no nulls among them
+    batch = next(iter(DataLoader(dataset, sampler=indices, batch_size=3)))
+    assert isinstance(batch, mmds.Jagged)
+    assert batch.values.dtype == next(iter(mmds.Loader(dataset, 3, sampler=indices))).values.dtype
+    for got, index in zip(batch, indices, strict=True):
+        want = lists[index]
+        assert bytes(got.tolist()) == want if field == "file" else got.tolist() == want.tolist()
+    samples = DataLoader(dataset, sampler=indices, batch_size=3, collate_fn=list)
+    assert [type(sample) for sample in next(iter(samples))] == [type(lists[2])] * 3 or format == "torch"
+
+
 def test_only_what_it_can_do_is_accepted(path: Path) -> None:
     with pytest.raises(ValueError, match=r"ragged='nested': expected one of list, padded, jagged"):
         mmds.MemoryMappedDataset(path, ragged="nested")  # type: ignore[arg-type]
