@@ -184,14 +184,15 @@ def test_normalize() -> None:
     assert torch.allclose(unit * 255, ImageBatch(mode="L")([CAT]).float(), atol=1e-4)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "LA"])
+MODES = ("RGB", "L", "P", "RGBA", "CMYK", "1", "LA")
+LACKING = {("JPEG", "P"), ("JPEG", "RGBA"), ("JPEG", "LA"), ("PNG", "CMYK"), ("GIF", "CMYK")}
+KINDS = [(format, mode) for format in ("PNG", "JPEG", "GIF", "TIFF", "WEBP") for mode in MODES]
+
+
+@pytest.mark.parametrize(("format", "mode"), [kind for kind in KINDS if kind not in LACKING])
 @pytest.mark.parametrize("wanted", ["RGB", "L"])
 def test_pictures_of_every_kind(mode: str, format: str, wanted: str) -> None:
-    try:
-        data = encode(photograph("cat").resize((120, 90)).convert(mode), format)
-    except (OSError, ValueError):
-        pytest.skip(f"{format} has no {mode}")
+    data = encode(photograph("cat").resize((120, 90)).convert(mode), format)
     picture = Image.fromarray(decode.picture(data, wanted).squeeze())
     want = np.asarray(picture.resize((40, 50), Image.Resampling.BILINEAR)).reshape(50, 40, -1).astype(int)
     for source in (data, memoryview(data)):
