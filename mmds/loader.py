@@ -139,7 +139,7 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         start, self._start = self._start, 0
         self._position = start
-        batches = self._read(self._schedule().batches(start))
+        batches = self._read(self._schedule().batches(start), self.epoch)
         for position, batch in batches if self.device is None else to_device(batches, self.device):
             self._position = position
             yield batch
@@ -197,11 +197,12 @@ class Loader:
 
     # Reading
 
-    def _read(self, planned: Iterator[Planned]) -> Iterator[tuple[int, Any]]:
+    def _read(self, planned: Iterator[Planned], epoch: int) -> Iterator[tuple[int, Any]]:
         """Yield (position behind it, batch), in order, with threads that read the next ones meanwhile."""
         if not self.num_threads:
             for plan in planned:
-                yield plan.position, self._fetch(plan)
+                self._expect(plan)
+                yield plan.position, self._fetch(plan, epoch)
             return
         pool = ThreadPoolExecutor(self.num_threads, "mmds-loader")
         pending: deque[tuple[int, Future[Any]]] = deque()
@@ -213,7 +214,7 @@ class Loader:
         try:
             for plan in planned:
                 self._expect(plan)
-                pending.append((plan.position, pool.submit(self._fetch, plan)))
+                pending.append((plan.position, pool.submit(self._fetch, plan, epoch)))
                 if len(pending) > self.num_threads * self.prefetch_factor:
                     yield result()
             while pending:
@@ -226,9 +227,9 @@ class Loader:
         if isinstance(self.dataset, MemoryMappedDataset):
             self.dataset.expect(plan.indices)
 
-    def _fetch(self, plan: Planned) -> Any:
+    def _fetch(self, plan: Planned, epoch: int) -> Any:
         try:
-            batch = self._collated(plan)
+            batch = self._collated(plan, epoch)
             if self.release and isinstance(self.dataset, MemoryMappedDataset):
                 self.dataset.release(plan.indices)
             if self.batch_transform is not None:
@@ -236,25 +237,25 @@ class Loader:
         except Exception as error:
             indices = np.asarray(plan.indices).tolist()
             shown = ", ".join(map(str, indices[:8])) + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
-            error.add_note(f"in the batch of samples {shown} (epoch {self.epoch})")
+            error.add_note(f"in the batch of samples {shown} (epoch {epoch})")
             raise
         return pinned(batch) if self.pin_memory else batch  # type: ignore[no-untyped-call]
 
-    def _collated(self, plan: Planned) -> Any:
+    def _collated(self, plan: Planned, epoch: int) -> Any:
         dataset = self.dataset
         if isinstance(dataset, MemoryMappedDataset) and self.collate_fn is None and dataset.is_plain:
-            return dataset.collate(plan.indices, self._makers(plan))
+            return dataset.collate(plan.indices, self._makers(plan, epoch))
         if hasattr(dataset, "__getitems__"):
             samples = dataset.__getitems__(np.asarray(plan.indices).tolist())
         else:
             samples = [dataset[index] for index in plan.indices]
         return (self.collate_fn or default_collate)(samples)
 
-    def _makers(self, plan: Planned) -> dict[str, Callable[[list[bytes]], torch.Tensor]]:
+    def _makers(self, plan: Planned, epoch: int) -> dict[str, Callable[[list[bytes]], torch.Tensor]]:
         """Return the functions that make the batch's pictures, with a seed for each of them."""
         if not self.images:
             return {}
-        base = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        base = np.random.SeedSequence((self.seed % 2**64, epoch)).generate_state(1, np.uint64)
         return {name: partial(self._make, name, plan, plan.numbers + base) for name in self.images}
 
     def _make(self, name: str, plan: Planned, seeds: NdArray, files: list[bytes]) -> torch.Tensor:

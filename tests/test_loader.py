@@ -439,7 +439,8 @@ def test_a_bounded_number_of_batches_is_read_ahead(path: Path) -> None:
     iterator.close()  # type: ignore[attr-defined]
 
 
-def test_the_kernel_is_asked_before_batches_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [0, 1])
+def test_the_kernel_is_asked_before_batches_are_read(path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(Readahead, "wanted", lambda self: True)
     monkeypatch.setattr(Readahead, "ask", lambda self, starts, stops: events.append("ask"))
@@ -450,7 +451,7 @@ def test_the_kernel_is_asked_before_batches_are_read(path: Path, monkeypatch: py
         return collate(dataset, rows, images)
 
     monkeypatch.setattr(mmds.MemoryMappedDataset, "collate", reading)
-    assert len(list(mmds.Loader(numbers(path), 10, num_threads=1, prefetch_factor=4))) == 11
+    assert len(list(mmds.Loader(numbers(path), 10, num_threads=threads, prefetch_factor=4))) == 11
     assert events.count("ask") == events.count("read") == 11
     for k in range(11):
         asked = [i for i, event in enumerate(events) if event == "ask"][k]
@@ -522,6 +523,7 @@ def test_random_pictures_depend_on_seed_and_epoch_alone(photos: Path) -> None:
     assert same(want, epochs(num_threads=3))
     assert not same(want[0][0][0], want[1][0][0])
     assert not same(want[0][0][0], epochs(seed=1)[0][0][0])
+    assert same(epochs(seed=-1), epochs(seed=-1, num_threads=0))
     alone = {
         int(y): x for k in range(2) for xs, ys in epochs(rank=k, world_size=2)[0] for x, y in zip(xs, ys, strict=True)
     }
