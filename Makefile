@@ -41,6 +41,7 @@ bench: .venv/ready
 	.venv/bin/python -m benchmarks.conversion
 	.venv/bin/python -m benchmarks.memory.workers
 	.venv/bin/python -m benchmarks.stores
+	.venv/bin/python -m benchmarks.transport
 	.venv/bin/python -m benchmarks.images
 	.venv/bin/python -m benchmarks.scaling
 	.venv/bin/python -m benchmarks.shuffle

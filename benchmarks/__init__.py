@@ -6,6 +6,7 @@
 ``python -m benchmarks.memory.workers``  memory of 0 to 8 DataLoader workers: an mmds file against a list of dicts
 ``python -m benchmarks.conversion``    ``mmds convert`` of an image folder against ``cp -r`` of it
 ``python -m benchmarks.stores``        the same samples in mmds, HDF5, LMDB, Zarr, TileDB, Arrow, Parquet, ``.npy``
+``python -m benchmarks.transport``     DataLoader epochs against transport alone, and against `mmds.Loader`
 ``python -m benchmarks.images``        JPEGs to cropped batches: threads against Pillow and DataLoader workers
 ``python -m benchmarks.scaling``       a batch at 10**4 to 10**8 samples; time to the first batch
 ``python -m benchmarks.shuffle``       how well each order shuffles, and what it costs

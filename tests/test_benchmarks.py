@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import mmds
-from benchmarks import conversion, machine, picture_folder, processes, progress, reading, rounds, scaling, sparse
+from benchmarks import conversion, machine, picture_folder, processes, progress, reading, rounds, scaling, sparse, transport
 from benchmarks.memory import workers
 from benchmarks.memory.epoch import Measurement, Moment
 from benchmarks.memory.report import broken_promises, table
@@ -58,6 +58,21 @@ def test_scaling() -> None:
         way: {int(n): value for n, value in found.items()} for way, found in figures["per_batch_us"].items()
     }
     assert "| 100,000,000 samples |" in scaling.report(figures, 3)
+
+
+def test_transport() -> None:
+    done = run("transport", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)["epochs"]
+    assert tuple(figures) == transport.NAMES
+    assert all(found[way] > 0 for found in figures.values() for way in ("transport", "dataset", "loader"))
+    assert transport.report(figures, 1).count("k/s") == 4
+
+
+def test_images() -> None:
+    done = run("images", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
 
 
 def test_a_sparse_file_opens_and_reads_as_zeros(tmp_path: Path) -> None:
