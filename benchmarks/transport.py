@@ -29,17 +29,17 @@ NAMES = ("fixed", "ragged", "tiny", "tokens")
 LEVEL = 0.95  # of transport alone: what mmds promises
 
 
-class Constant(Dataset[torch.Tensor]):
-    """One tensor, `count` times."""
+class Constant(Dataset[Any]):
+    """A sample of one tensor, `count` times."""
 
     def __init__(self, count: int, tensor: torch.Tensor) -> None:
-        self.count, self.tensor = count, tensor
+        self.count, self.sample = count, {"x": tensor}
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.tensor
+    def __getitem__(self, index: int) -> Any:
+        return self.sample
 
 
 def write(path: Path, workload: Workload, count: int) -> torch.Tensor:
@@ -60,7 +60,7 @@ def write(path: Path, workload: Workload, count: int) -> torch.Tensor:
 def epochs(path: Path, count: int, constant: torch.Tensor, rounds: int) -> dict[str, float]:
     """Return the seconds that an epoch takes."""
     torch.manual_seed(0)
-    dataset = mmds.MemoryMappedDataset(path, fields="x", ragged="jagged")
+    dataset = mmds.MemoryMappedDataset(path, ragged="jagged")
     options: dict[str, Any] = {"shuffle": True, "num_workers": 2, "persistent_workers": True}
     loaders: dict[str, Any] = {
         "transport": DataLoader(Constant(count, constant), BATCH, **options),
@@ -71,7 +71,7 @@ def epochs(path: Path, count: int, constant: torch.Tensor, rounds: int) -> dict[
     def run(loader: Any) -> Callable[[int], None]:
         def epoch(_: int) -> None:
             for batch in loader:
-                len(batch)
+                len(batch["x"])
 
         return epoch
 

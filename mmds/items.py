@@ -158,9 +158,14 @@ class VariableItems:
         if (starts[1:] == stops[:-1]).all():  # neighbours
             batch = allocate((places[-1],), np.dtype(np.uint8))
             batch[:] = np.frombuffer(view[starts[0] : stops[-1]] if places[-1] else b"", np.uint8)
-        elif allocate is empty and places[-1] < RECYCLED:
+        elif places[-1] < RECYCLED:
             parts = [view[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
-            batch = np.frombuffer(bytearray().join(parts), np.uint8)
+            joined = np.frombuffer(bytearray().join(parts), np.uint8)
+            if allocate is empty:
+                batch = joined
+            else:
+                batch = allocate((places[-1],), np.dtype(np.uint8))
+                batch[:] = joined
         else:
             batch = allocate((places[-1],), np.dtype(np.uint8))
             target = batch.data

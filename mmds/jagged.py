@@ -19,8 +19,14 @@ class Jagged(Sequence[Any]):
     Both are numpy arrays, or both are torch tensors.
     """
 
-    def __init__(self, values: Any, offsets: Any) -> None:
+    def __init__(self, values: Any, offsets: Any, packed: Any = None) -> None:
         self.values, self.offsets = values, offsets
+        self._packed = packed  # a tensor of the bytes of both, offsets first: what travels between processes
+
+    def __reduce__(self) -> Any:
+        if self._packed is None:
+            return Jagged, (self.values, self.offsets)
+        return unpack, (self._packed, len(self.offsets), self.values.dtype, tuple(self.values.shape))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,6 +82,17 @@ class Jagged(Sequence[Any]):
     def to(self, *arguments: Any, **options: Any) -> Jagged:
         """Return a copy on another device, as `torch.Tensor.to` makes it. A dtype would change the offsets, too."""
         return Jagged(self.values.to(*arguments, **options), self.offsets.to(*arguments, **options))
+
+
+def unpack(packed: Any, count: int, dtype: Any, shape: tuple[int, ...]) -> Jagged:
+    """Return the batch whose `count` offsets and whose values, of a torch dtype and shape, are in one uint8 tensor.
+
+    Values begin at a multiple of 64 bytes. Every tensor that a worker process sends costs as much as hundreds of samples.
+    """
+    import torch
+
+    start = -(-8 * count // 64) * 64
+    return Jagged(packed[start:].view(dtype).view(shape), packed[: 8 * count].view(torch.int64), packed)
 
 
 def join(values: Sequence[NdArray]) -> Jagged:

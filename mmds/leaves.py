@@ -21,7 +21,7 @@ from mmds.errors import FormatError, printable
 from mmds.fields import Array, Image, Kind
 from mmds.gather import PLACE, empty
 from mmds.items import FixedItems, ScatteredItems
-from mmds.jagged import Jagged
+from mmds.jagged import Jagged, unpack
 from mmds.ragged import Ragged, gather_ragged, is_ragged
 from mmds.reader import Reader
 from mmds.store import Items, RunItems
@@ -98,20 +98,24 @@ class Leaf:
 
     def _gather_ragged(self, rows: NdArray) -> Jagged | torch.Tensor:
         shared: list[torch.Tensor] = []
+        start = -(-8 * (len(rows) + 1) // 64) * 64  # of the values, behind the offsets: see `unpack`
 
         def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NdArray:
-            shared.append(_shared_tensor(shape, dtype))
-            return np.asarray(shared[0].numpy())
+            shared.append(_shared_tensor((start + math.prod(shape) * dtype.itemsize,), np.dtype(np.uint8)))
+            memory: NdArray = shared[0].numpy()[start:]
+            return memory.view(dtype).reshape(shape)
 
-        batch = gather_ragged(
-            self.items, self.kind, rows, self._ragged, empty if get_worker_info() is None else allocate
-        )
+        in_worker = get_worker_info() is not None
+        batch = gather_ragged(self.items, self.kind, rows, self._ragged, allocate if in_worker else empty)
         values = torch.from_numpy(batch.values if isinstance(batch, Jagged) else batch)
-        if shared:  # the same memory, but known to torch as shared
-            values = shared[0].view(values.dtype).view(values.shape)
         if self._view_as is not None:
             values = values.view(self._view_as)
-        return Jagged(values, torch.from_numpy(batch.offsets)) if isinstance(batch, Jagged) else values
+        if not isinstance(batch, Jagged):
+            return values
+        if not shared:
+            return Jagged(values, torch.from_numpy(batch.offsets))
+        shared[0].numpy()[: batch.offsets.nbytes] = batch.offsets.view(np.uint8)
+        return unpack(shared[0], len(batch.offsets), values.dtype, tuple(values.shape))
 
     def _getter(self, format: str, decoded: bool, writable: bool) -> Callable[[int], Any]:
         get = self.items.get

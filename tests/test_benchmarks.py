@@ -16,7 +16,18 @@ import pytest
 from PIL import Image
 
 import mmds
-from benchmarks import conversion, machine, picture_folder, processes, progress, reading, rounds, scaling, sparse, transport
+from benchmarks import (
+    conversion,
+    machine,
+    picture_folder,
+    processes,
+    progress,
+    reading,
+    rounds,
+    scaling,
+    sparse,
+    transport,
+)
 from benchmarks.memory import workers
 from benchmarks.memory.epoch import Measurement, Moment
 from benchmarks.memory.report import broken_promises, table
