@@ -165,7 +165,11 @@ def _marked(sample: Any) -> Any:
         return SampleTuple(sample)
     if isinstance(sample, torch.Tensor):
         return sample.as_subclass(SampleTensor)
-    return sample.view(SampleArray) if isinstance(sample, np.ndarray) else SampleBytes(sample)
+    if isinstance(sample, np.ndarray):
+        array = sample.view(SampleArray)
+        array.flags.writeable = False  # a change would not reach the batch, so it is refused
+        return array
+    return SampleBytes(sample)
 
 
 def _plain(sample: Any) -> Any:

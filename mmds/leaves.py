@@ -8,7 +8,6 @@ shape, `collate` is one gather into the batch tensor, and no object per sample e
 from __future__ import annotations
 
 import ctypes
-import errno
 import math
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch.utils.data import default_collate, get_worker_info
 
 from mmds import decode
 from mmds.dtypes import LOGICAL
-from mmds.errors import FormatError, StorageError, printable
+from mmds.errors import FormatError, printable
 from mmds.fields import Array, Image, Kind
 from mmds.gather import PLACE, empty
 from mmds.items import FixedItems, ScatteredItems
@@ -193,21 +192,11 @@ def _shared_tensor(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor
 def _populate(start: int, size: int) -> None:
     """Have the kernel make all pages of new shared memory at once, which takes a quarter less time than one at a time.
 
-    Where there is no room for them, a write to one would end the process with SIGBUS: `StorageError` says so instead.
+    A hint: kernels before 5.14 do not know it, and make them one at a time.
     """
-    if sys.platform != "linux" or not _madvise(start, size, MADV_POPULATE_WRITE):
-        return
-    if ctypes.get_errno() == errno.EFAULT:  # kernels before 5.14 do not know it: EINVAL
-        raise StorageError(
-            errno.ENOSPC,
-            f"/dev/shm has no room for a batch of {size} bytes from a worker process. Enlarge it (docker run --shm-size), "
-            "use fewer workers or smaller batches, or mmds.Loader, which needs none",
-        )
+    if sys.platform == "linux":
+        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_POPULATE_WRITE)
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-MADV_POPULATE_WRITE = 23  # <linux/mman.h>, since 5.14
-
-
-def _madvise(start: int, size: int, advice: int) -> int:
-    return int(_libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice))
+_libc = ctypes.CDLL(None)
+MADV_POPULATE_WRITE = 23  # <linux/mman.h>

@@ -14,7 +14,7 @@ from typing import Any, Self, cast, overload
 import numpy as np
 
 from mmds.errors import FormatError, SchemaError, missing, printable
-from mmds.items import FixedItems, MappedItems, NullableItems, open_items
+from mmds.items import FixedItems, MappedItems, NullableItems, Tell, open_items
 from mmds.parse import Footer, parse
 from mmds.ragged import Ragged, check_ragged, gather_ragged, is_ragged
 from mmds.readahead import Readahead, touching_little
@@ -231,21 +231,22 @@ class Reader(Sequence[Any]):
         A batch asks for its own samples already where that helps; this is for what will be wanted later. Does nothing
         for stores other than ``.mmds`` files.
         """
-        self._tell(self.resolve(index, self._rows), "ask")
+        if self._readahead is not None:
+            self._locate(self.resolve(index, self._rows), self._readahead.ask)
 
     def expect(self, rows: NdArray) -> None:
         """Ask the kernel for all rows of a batch that is about to be read, if the disk has been read from recently."""
         if self._readahead is not None and self._readahead.wanted():
-            self._tell(rows, "ask")
+            self._locate(rows, self._readahead.ask)
 
     def release(self, rows: NdArray) -> None:
         """Take the pages of rows that have been read out of this process; they stay in the page cache."""
-        self._tell(rows, "release")
-
-    def _tell(self, rows: NdArray, what: str) -> None:
         if self._readahead is not None:
-            for items in cast("list[MappedItems]", self.items):
-                items.locate(rows, getattr(self._readahead, what))
+            self._locate(rows, self._readahead.release)
+
+    def _locate(self, rows: NdArray, tell: Tell) -> None:
+        for items in cast("list[MappedItems]", self.items):
+            items.locate(rows, tell)
 
     def resolve(self, index: Any, rows: range) -> NdArray:
         """Return the rows of the file that an index array or list into `rows` means, as int64, all in range.

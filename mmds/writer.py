@@ -152,9 +152,9 @@ class Writer(SampleWriter):
                     position += data.nbytes if isinstance(data, np.ndarray) else len(data)
                 ends.append(position)
             if position - start >= BATCH_BYTES:
-                self._write_pieces(pieces)
+                self._write_pieces(pieces, position - start)
                 pieces, start = [], position
-        self._write_pieces(pieces)
+        self._write_pieces(pieces, position - start)
         spool.append(self._numbers["ends", None], np.array(ends, "<u8"))
         for k, kind, column in zip(self._payload, kinds, payload, strict=True):
             if kind.nullable:
@@ -162,11 +162,11 @@ class Writer(SampleWriter):
             if ("shape", k) in self._numbers:
                 spool.append(self._numbers["shape", k], b"".join(_unknown_sizes(kind, data) for data in column))
 
-    def _write_pieces(self, pieces: list[Any]) -> None:
-        if len(pieces) > 1:
-            self._stream.write(b"".join(pieces))
-        elif pieces:
-            self._stream.write(pieces[0])
+    def _write_pieces(self, pieces: list[Any], size: int) -> None:
+        if size < 2 * BATCH_BYTES:
+            pieces = [b"".join(pieces)]
+        for piece in pieces:  # one of them is large: not copied once more
+            self._stream.write(piece)
 
     def _append_rows(self, spool: Spool, payload: list[Any], size: int) -> None:
         """Append payload items at constant positions: rows of `stride` bytes, the last one without its tail padding."""

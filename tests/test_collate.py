@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +24,6 @@ from torch.utils.data import (
 import mmds
 from mmds import gather, leaves
 from mmds.collate import Batch, SampleDict, SampleTensor
-from mmds.errors import StorageError
 from mmds.items import FixedItems
 from tests.samples import write_every_kind, write_fixed
 
@@ -267,16 +264,6 @@ def test_a_changed_list_of_tensors_collates_as_it_is_now(every_kind: Path) -> No
     want = [dataset[row] for row in ROWS[:-1]]
     want[1] = torch.zeros_like(want[1])
     assert_same(default_collate(batch), default_collate(want))
-
-
-def test_full_shared_memory_is_an_error_not_a_bus_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(start: int, size: int, advice: int) -> int:
-        ctypes.set_errno(errno.EFAULT)
-        return -1
-
-    monkeypatch.setattr(leaves, "_madvise", full)
-    with pytest.raises(StorageError, match=r"/dev/shm has no room for a batch of 164 bytes.*--shm-size"):
-        leaves._shared_tensor((100,), np.dtype("uint8"))
 
 
 def test_shared_memory_of_a_batch() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 import mmds
 from mmds.errors import FormatError
@@ -203,3 +203,10 @@ def test_a_batch_from_a_worker_is_one_piece_of_shared_memory(path: Path) -> None
 def test_padding_of_any_rank() -> None:
     padded = pad([np.ones((2, 1), "i1"), np.ones((1, 3), "i1")], fill=7)
     assert padded.tolist() == [[[1, 7, 7], [1, 7, 7]], [[1, 1, 1], [7, 7, 7]]]
+
+
+def test_a_sample_that_is_looked_at_cannot_be_changed_unnoticed(path: Path) -> None:
+    samples = mmds.MemoryMappedDataset(path, fields="tokens", ragged="jagged", format="numpy").__getitems__([2, 3])
+    with pytest.raises(ValueError, match="read-only"):
+        samples[0][0] = 7
+    assert isinstance(default_collate(samples), mmds.Jagged)  # type: ignore[arg-type]

@@ -325,3 +325,23 @@ def test_the_time_and_the_place_leave_no_trace(tmp_path: Path) -> None:
         with Writer(path) as writer:
             writer.extend(GOOD)
     assert (tmp_path / "a.mmds").read_bytes() == (tmp_path / "folder" / "b.mmds").read_bytes()
+
+
+@pytest.mark.parametrize("limit", [1, 100, 2**22])
+def test_pieces_of_a_batch_are_the_same_joined_or_not(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {
+        "file": mmds.Bytes(nullable=True),
+        "mask": mmds.Array("uint8", (None, None)),
+        "x": mmds.Array("int32", (None,)),
+    }
+    files = [None if i % 3 == 1 else bytes(i * 37) for i in range(30)]
+    masks = [np.full((i % 4, i % 5), i, "uint8") for i in range(30)]
+    arrays = [np.arange(i % 7, dtype="int32") for i in range(30)]
+    with mmds.Writer(tmp_path / "one.mmds", fields) as writer:
+        writer.extend({"file": f, "mask": m, "x": x} for f, m, x in zip(files, masks, arrays, strict=True))
+    monkeypatch.setattr("mmds.writer.BATCH_BYTES", limit)
+    with mmds.Writer(tmp_path / "all.mmds", fields) as writer:
+        writer.write_batch({"file": files, "mask": masks, "x": arrays})
+    assert (tmp_path / "one.mmds").read_bytes() == (tmp_path / "all.mmds").read_bytes()
