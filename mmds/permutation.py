@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex, overload
 
@@ -36,7 +37,33 @@ SHIFT_1, SHIFT_2 = np.uint64(30), np.uint64(27)
 Words = NDArray[np.uint64]
 
 
-class Permutation(Sequence[int]):
+class Order(Sequence[int]):
+    """Indices of samples, each computed where it is asked for: ``order[i]`` is an int, the rest are int64 arrays."""
+
+    _n: int
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload  # type: ignore[override]  # an array is no `Sequence`
+    def __getitem__(self, index: slice | NDArray[np.integer[Any]] | list[int]) -> NDArray[np.int64]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> int: ...
+    def __getitem__(self, index: Any) -> Any:
+        positions = resolve(index, self._n)
+        values = self._at(positions.reshape(-1)).reshape(positions.shape)
+        return values if values.ndim else int(values)
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(0, self._n, CHUNK):
+            yield from self[start : start + CHUNK].tolist()
+
+    @abstractmethod
+    def _at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what stands at `positions`, of shape (k,), all in range."""
+
+
+class Permutation(Order):
     """The numbers from 0 to n - 1 in a pseudo-random order that `n` and `seed` decide. Takes no memory; any n costs the same.
 
     Args:
@@ -75,18 +102,6 @@ class Permutation(Sequence[int]):
         """The seed, as a tuple."""
         return self._seed
 
-    def __len__(self) -> int:
-        return self._n
-
-    @overload  # type: ignore[override]  # an array is no `Sequence`
-    def __getitem__(self, index: slice | NDArray[np.integer[Any]] | list[int]) -> NDArray[np.int64]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> int: ...
-    def __getitem__(self, index: Any) -> Any:
-        positions = resolve(index, self._n)
-        values = self._permuted(positions)
-        return values if values.ndim else int(values)
-
     def index(self, value: object, start: int = 0, stop: int | None = None) -> int:
         """Return the position of `value`, without searching. Raises ValueError for what is not in range(n)."""
         if value in self:
@@ -101,14 +116,13 @@ class Permutation(Sequence[int]):
         except TypeError:
             return False
 
-    def __iter__(self) -> Iterator[int]:
-        for start in range(0, self._n, CHUNK):
-            yield from self[start : start + CHUNK].tolist()
-
     def __repr__(self) -> str:
         return f"Permutation({self._n}, {self._seed[0] if len(self._seed) == 1 else self._seed})"
 
     # Inside
+
+    def _at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._permuted(positions)
 
     def _permuted(self, positions: NDArray[np.int64], inverse: bool = False) -> NDArray[np.int64]:
         """Return what stands at `positions`, or the other way round: int64, all in range, any shape."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import Any, NamedTuple, SupportsIndex, overload
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmds.errors import missing
-from mmds.permutation import MAX_N, Permutation, integer, resolve, seeds
+from mmds.permutation import MAX_N, Order, Permutation, integer, resolve, seeds
 
 try:
     import torch.distributed
@@ -37,7 +37,7 @@ class Window(NamedTuple):
     blocks: NDArray[np.int64]  # of shape (blocks, 2): where each begins and ends in the file, in samples, ascending
 
 
-class BlockShuffle(Sequence[int]):
+class BlockShuffle(Order):
     """The numbers from 0 to n - 1, shuffled so that at any time only a few short runs of neighbours are in use.
 
     Runs of `block_size` neighbouring samples, which a disk can read in one piece, are brought into a random order.
@@ -99,24 +99,6 @@ class BlockShuffle(Sequence[int]):
         """Blocks in a window, at most."""
         return self._window
 
-    def __len__(self) -> int:
-        return self._n
-
-    @overload  # type: ignore[override]  # an array is no `Sequence`
-    def __getitem__(self, index: slice | NDArray[np.integer[Any]] | list[int]) -> NDArray[np.int64]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> int: ...
-    def __getitem__(self, index: Any) -> Any:
-        positions = resolve(index, self._n)
-        flat = positions.reshape(-1)
-        values = np.empty(len(flat), np.int64)
-        windows = self._window_of(flat)
-        cuts = np.flatnonzero(windows[1:] != windows[:-1]) + 1
-        for start, stop in itertools.pairwise([0, *cuts.tolist(), len(flat)]):
-            if start < stop:
-                values[start:stop] = self._in_window(int(windows[start]), flat[start:stop])
-        return values.reshape(positions.shape) if positions.ndim else int(values[0])
-
     def window_at(self, position: SupportsIndex) -> Window:
         """Return the window that holds a position, for whoever reads its blocks ahead. The next begins at its `stop`."""
         window = int(self._window_of(resolve(integer("position", position, -self._n, self._n - 1), self._n)))
@@ -124,10 +106,6 @@ class BlockShuffle(Sequence[int]):
         starts = blocks * self._block_size
         stops = np.minimum(starts + self._block_size, self._n)
         return Window(self._start(window), self._start(window + 1), np.stack([starts, stops], axis=1))
-
-    def __iter__(self) -> Iterator[int]:
-        for start in range(0, self._n, CHUNK):
-            yield from self[start : start + CHUNK].tolist()
 
     def __contains__(self, value: object) -> bool:
         return value in Permutation(self._n, self._seed)
@@ -137,6 +115,15 @@ class BlockShuffle(Sequence[int]):
         return f"BlockShuffle({self._n}, {seed}, block_size={self._block_size}, window={self._window})"
 
     # Inside
+
+    def _at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        values = np.empty(len(positions), np.int64)
+        windows = self._window_of(positions)
+        cuts = np.flatnonzero(windows[1:] != windows[:-1]) + 1
+        for start, stop in itertools.pairwise([0, *cuts.tolist(), len(positions)]):
+            if start < stop:
+                values[start:stop] = self._in_window(int(windows[start]), positions[start:stop])
+        return values
 
     def _first_block(self, window: int) -> int:
         """Return how many blocks come before a window."""
