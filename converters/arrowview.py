@@ -21,6 +21,7 @@ from mmds.converters.arrowwriter import bitmap, nested, primitive, to_arrays
 from mmds.errors import FormatError, SchemaError, printable
 from mmds.fields import Fixed, Kind, Label, Variable
 from mmds.items import FixedItems, NullableItems, VariableItems
+from mmds.shards import Shards
 from mmds.store import Items
 
 NdArray = np.ndarray[Any, Any]
@@ -33,6 +34,8 @@ def to_arrow(reader: Any, fields: Any = None) -> pa.Table:
     `fields` selects as `mmds.open` does. Fields that cannot be had without a copy are copied into memory if `fields`
     names them, else refused by a `SchemaError` that names them.
     """
+    if isinstance(reader.store, Shards):
+        return pa.concat_tables([to_arrow(part, fields) for part in reader.parts()])
     selected, positions = (
         (reader.fields, range(len(reader.fields))) if fields is None else reader.fields.select(_listed(fields))
     )

@@ -19,6 +19,7 @@ except ImportError:
 from mmds.collate import Batch, TensorBatch, collate_rows
 from mmds.fields import Array, Label
 from mmds.leaves import FORMATS, Leaf, MadeLeaf
+from mmds.opening import Source, located
 from mmds.opening import open as open_reader
 from mmds.ragged import Ragged, check_ragged
 from mmds.reader import Reader, is_many
@@ -32,7 +33,7 @@ class _Handle:
 
     def __init__(self, dataset: MemoryMappedDataset) -> None:
         self.pid = os.getpid()
-        self.reader: Reader = open_reader(dataset.path, fields=dataset._fields)
+        self.reader: Reader = open_reader(dataset._source, fields=dataset._fields)
         self.rows = range(len(self.reader)) if dataset._rows is None else dataset._rows
         self.writable = dataset._transforms
         self.leaves = [
@@ -46,7 +47,7 @@ class MemoryMappedDataset(Dataset[Any]):
     """An ``.mmds`` file as a torch Dataset. It holds a path; each process maps the file when it first reads.
 
     Args:
-        path: the file.
+        path: the file, or store; a list of ``.mmds`` files, or a pattern such as ``train-*.mmds``, are read as one.
         fields: which fields, and in which structure: a list of names keeps the structure that was written, a tuple of
             names gives tuples such as ``("image", "label")``, a name alone gives single values.
         transform, target_transform: functions of a sample. As in torchvision, a sample that is a pair is taken for
@@ -74,7 +75,7 @@ class MemoryMappedDataset(Dataset[Any]):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Source,
         *,
         fields: Any = None,
         transform: Callable[[Any], Any] | None = None,
@@ -86,9 +87,7 @@ class MemoryMappedDataset(Dataset[Any]):
         check_ragged(ragged)
         if format not in FORMATS:
             raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
-        self.path = Path(path).absolute()
-        if not self.path.exists():
-            raise FileNotFoundError(f"no dataset at {printable(self.path)}")
+        self._source = located(path)
         self.transform = transform
         self.target_transform = target_transform
         self._decode = decode
@@ -175,6 +174,11 @@ class MemoryMappedDataset(Dataset[Any]):
         return (self[index] for index in range(len(self)))
 
     # What is in it
+
+    @property
+    def path(self) -> Path | list[Path]:
+        """The absolute path or paths that were given."""
+        return self._source
 
     @property
     def decode(self) -> bool:
@@ -287,7 +291,7 @@ class MemoryMappedDataset(Dataset[Any]):
         try:
             return self._transformed(handle.get(row))
         except Exception as error:
-            error.add_note(f"{printable(self.path)}: sample {row}")
+            error.add_note(f"{printable(handle.reader.store.path)}: sample {row}")
             raise
 
     def _label(self) -> tuple[str, Label]:

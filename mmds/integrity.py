@@ -22,7 +22,7 @@ from mmds.blocks import block_hash
 from mmds.errors import FormatError, printable
 from mmds.format import BLOCK, DATA_START, Section, constant_layout
 from mmds.items import section_array
-from mmds.reader import MappedFile
+from mmds.mapped import MappedFile
 from mmds.rules import broken_rules
 
 Progress = Callable[[int, int], None]

@@ -24,7 +24,7 @@ from mmds.format import DATA_START, Section
 from mmds.gather import RECYCLED, Allocate, address, empty, take_rows
 from mmds.jagged import Jagged
 from mmds.parse import Footer
-from mmds.store import Items
+from mmds.store import ArrayItems, Items
 
 NdArray = np.ndarray[Any, Any]
 Tell = Callable[[NdArray, NdArray], None]  # something about the memory from these addresses to those
@@ -45,13 +45,13 @@ def section_array(view: memoryview, section: Section) -> NdArray:
     return np.frombuffer(view, section.dtype, math.prod(section.shape), section.data).reshape(section.shape)
 
 
-class FixedItems:
+class FixedItems(ArrayItems):
     """Values of one dtype and shape: `array` has the samples as its first axis."""
 
     def __init__(self, array: NdArray, kind: Fixed) -> None:
         self.array = array
-        self.shape, self.dtype = array.shape[1:], array.dtype
-        if not isinstance(kind, Array):
+        self.shape, self.dtype, self.is_array = array.shape[1:], array.dtype, isinstance(kind, Array)
+        if not self.is_array:
             self.get: Callable[[int], Any] = array.item
         elif array.ndim == 1:  # array[i] would be a numpy scalar, not an array of rank 0
             self.get = lambda i: array[i, ...]
@@ -114,15 +114,18 @@ class VariableItems:
         except (ValueError, struct.error) as error:
             raise FormatError(f"{self._describe(index)}: {printable(error)}; run mmds verify") from None
 
-    def spans(self, indices: NdArray) -> tuple[NdArray, NdArray] | None:
-        """Return where the values of samples `indices` begin and end in the view; None if any of that is outside."""
+    def spans(self, indices: NdArray, size: int = 1) -> tuple[NdArray, NdArray] | None:
+        """Return where the values of samples `indices` begin and end in the view.
+
+        None if any of that is outside, or one of them is no multiple of `size` bytes.
+        """
         k = indices * self._step + self._first
         starts, stops = self._ends[k], self._ends[k + 1]
         outside = (starts > stops) | (stops > self._size)
         if self._align > 1:
             starts = (starts + np.uint64(self._pad)) & ~np.uint64(self._pad)
             outside |= starts > stops
-        if outside.any():
+        if outside.any() or (size > 1 and ((stops - starts) % np.uint64(size)).any()):
             return None
         return starts.astype(np.int64), stops.astype(np.int64)
 
@@ -146,32 +149,23 @@ class VariableItems:
 
         None if the bytes of one of them cannot be such an array, or are outside the file; `gather` says which.
         """
-        spans = self.spans(indices)
         row = math.prod(inner) * dtype.itemsize
-        if spans is None or (row > 1 and ((spans[1] - spans[0]) % row).any()):
+        spans = self.spans(indices, row)
+        if spans is None:
             return None
-        starts, stops = spans
         offsets = np.zeros(len(indices) + 1, np.int64)
-        np.cumsum(stops - starts, out=offsets[1:])
-        view, places = self._view, offsets.tolist()
-        batch: NdArray
-        if (starts[1:] == stops[:-1]).all():  # neighbours
-            batch = allocate((places[-1],), np.dtype(np.uint8))
-            batch[:] = np.frombuffer(view[starts[0] : stops[-1]] if places[-1] else b"", np.uint8)
-        elif places[-1] < RECYCLED:
-            parts = [view[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
-            joined = np.frombuffer(bytearray().join(parts), np.uint8)
-            if allocate is empty:
-                batch = joined
-            else:
-                batch = allocate((places[-1],), np.dtype(np.uint8))
-                batch[:] = joined
+        np.cumsum(spans[1] - spans[0], out=offsets[1:])
+        places = offsets.tolist()
+        if (spans[0][1:] == spans[1][:-1]).all():  # neighbours are one
+            parts, places = [self._view[spans[0][0] : spans[1][-1]]], [0, places[-1]]
         else:
-            batch = allocate((places[-1],), np.dtype(np.uint8))
-            target = batch.data
-            for start, stop, a, b in zip(starts.tolist(), stops.tolist(), places, places[1:], strict=False):
-                target[a:b] = view[start:stop]
-        return Jagged(batch.view(dtype).reshape(-1, *inner), offsets // row)
+            parts = self.parts(spans)
+        return Jagged(join_parts(parts, places, allocate).view(dtype).reshape(-1, *inner), offsets // row)
+
+    def parts(self, spans: tuple[NdArray, NdArray]) -> list[memoryview]:
+        """Return the bytes from where values begin to where they end."""
+        view = self._view
+        return [view[start:stop] for start, stop in zip(spans[0].tolist(), spans[1].tolist(), strict=True)]
 
     def locate(self, indices: NdArray, tell: Tell) -> None:
         """Tell where the ends are, then, reading those, where the values are."""
@@ -183,12 +177,27 @@ class VariableItems:
             tell(base + spans[0], base + spans[1])
 
 
-class ScatteredItems(VariableItems):
+def join_parts(parts: list[memoryview], places: list[int], allocate: Allocate = empty) -> NdArray:
+    """Return the bytes of parts as one uint8 array; part i goes from ``places[i]`` to ``places[i + 1]``."""
+    if places[-1] < RECYCLED:
+        joined: NdArray = np.frombuffer(bytearray().join(parts), np.uint8)
+        if allocate is empty:
+            return joined
+        parts, places = [joined.data], [0, places[-1]]
+    batch = allocate((places[-1],), np.dtype(np.uint8))
+    target = batch.data
+    for part, start, stop in zip(parts, places, places[1:], strict=False):
+        target[start:stop] = part
+    return batch
+
+
+class ScatteredItems(VariableItems, ArrayItems):
     """Arrays of one dtype and shape at varying distances."""
 
     def __init__(self, kind: Array, view: memoryview, ends: NdArray, decode: Decode, **where: Any) -> None:
         super().__init__(view, ends, decode, **where)
         self.shape, self.dtype = tuple(size for size in kind.shape if size is not None), kind.stored
+        self.is_array = True
 
     def gather(self, indices: NdArray, out: NdArray | None = None) -> Any:
         """Return the arrays of samples `indices` as one, in `out` if given: one copy from the mapped file."""

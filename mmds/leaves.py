@@ -22,15 +22,13 @@ from mmds.dtypes import LOGICAL
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Image, Kind
 from mmds.gather import PLACE, empty
-from mmds.items import FixedItems, ScatteredItems
 from mmds.jagged import Jagged, unpack
 from mmds.ragged import Ragged, gather_ragged, is_ragged
 from mmds.reader import Reader
-from mmds.store import Items, RunItems
+from mmds.store import ArrayItems, Items
 
 NdArray = np.ndarray[Any, Any]
 
-GATHERING = (FixedItems, ScatteredItems, RunItems)  # whose `gather` takes `out=`
 FORMATS = ("torch", "numpy", "pil", "raw")
 
 
@@ -43,7 +41,7 @@ class Leaf:
         field = reader.fields[position]
         self.kind: Kind = field.kind
         self._name = reader.stored_names[position]
-        self._path = reader.path
+        self._path = reader.store.path
         self.items: Items = reader.items[position]
         logical = format in ("torch", "pil") and getattr(self.kind, "dtype", None) in LOGICAL
         self._view_as: torch.dtype | None = getattr(torch, self.kind.dtype) if logical else None
@@ -54,7 +52,7 @@ class Leaf:
     @property
     def gathers(self) -> bool:
         """Whether a batch is one array: fixed shape, never null, and a number type that collation keeps."""
-        return isinstance(self.items, GATHERING) and (
+        return isinstance(self.items, ArrayItems) and (
             isinstance(self.kind, Array) or self.items.dtype.kind in "bif" or self.items.dtype.itemsize < 8
         )
 
@@ -74,7 +72,7 @@ class Leaf:
         has made of them, which is `container`.
         """
         if self.gathers:
-            assert isinstance(self.items, GATHERING)
+            assert isinstance(self.items, ArrayItems)
             return self._gather(self.items, rows)
         if self.is_ragged:
             return self._gather_ragged(rows)
@@ -87,7 +85,7 @@ class Leaf:
             )
             raise
 
-    def _gather(self, items: FixedItems | ScatteredItems | RunItems, rows: NdArray) -> torch.Tensor:
+    def _gather(self, items: ArrayItems, rows: NdArray) -> torch.Tensor:
         if not isinstance(self.kind, Array):  # default collation of Python numbers
             wide = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}[items.dtype.kind]
             return torch.from_numpy(items.gather(rows).astype(wide, copy=False))

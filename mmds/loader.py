@@ -263,7 +263,7 @@ class Loader:
             return self.images[name](files, seeds)
         except PictureError as error:
             index = np.asarray(plan.indices).item(error.position)
-            where = f"{printable(self.dataset.path)}: sample {index}, field '{printable(name)}'"
+            where = f"{printable(self.dataset.reader.store.path)}: sample {index}, field '{printable(name)}'"
             raise FormatError(f"{where}: {error.reason}") from error
 
 

@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
+import glob
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mmds.converters.stores import find_store
-from mmds.reader import MappedFile, Reader
+from mmds.errors import SourceError, printable
+from mmds.mapped import MappedFile
+from mmds.reader import Reader
+from mmds.shards import Shards
 from mmds.store import Store
 
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]  # a path, a pattern, or paths of ``.mmds`` files
 
-def open_store(path: str | os.PathLike[str], format: str | None = None) -> Store:
+
+def located(source: Source) -> Path | list[Path]:
+    """Return `source` with absolute paths; `FileNotFoundError` where there is nothing."""
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source).absolute()
+        if not path.exists() and not matches(path):
+            raise FileNotFoundError(f"no dataset at {printable(path)}")
+        return path
+    paths = [Path(each).absolute() for each in source]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"no dataset at {printable(path)}")
+    return paths
+
+
+def matches(pattern: str | os.PathLike[str]) -> list[str]:
+    """Return the paths that match a pattern, by name; none if it is no pattern."""
+    return sorted(glob.glob(os.fspath(pattern))) if glob.has_magic(os.fspath(pattern)) else []  # noqa: PTH207 (absolute patterns)
+
+
+def open_store(path: Source, format: str | None = None) -> Store:
     """Return the open store at `path`: the one called `format`, or the one that its suffix or content shows.
 
-    What no other store claims is taken for an ``.mmds`` file, whose errors say what it is not.
+    What no other store claims is taken for an ``.mmds`` file, whose errors say what it is not. A pattern such as
+    ``train-*.mmds``, unless there is a file of that name, means all files that match, by name.
     """
+    paths: Sequence[str | os.PathLike[str]] = []
+    if not isinstance(path, (str, os.PathLike)):
+        paths = path
+        if not paths:
+            raise ValueError("an empty list of files: expected at least one")
+    elif not os.path.lexists(path):
+        paths = matches(path)
+    if paths:
+        if format not in (None, "mmds"):
+            raise SourceError(f"format='{printable(format)}': several files can be read as one if they are .mmds files")
+        return Shards(paths)
+    assert isinstance(path, (str, os.PathLike))
     found = None if format == "mmds" else find_store(path, format)
     return MappedFile(path) if found is None else found.open(os.fspath(path))
 
 
-def open(path: str | os.PathLike[str], *, fields: Any = None, format: str | None = None) -> Reader:
+def open(path: Source, *, fields: Any = None, format: str | None = None) -> Reader:
     """Open a dataset for reading: an ``.mmds`` file, which costs the same for ten samples as for a billion, or a store.
+
+    Several ``.mmds`` files with the same fields, given as a list or as a pattern, are read as one dataset, one after the
+    other; its metadata is that of the first. Files stay open up to a quarter of what the process may have open.
 
     `fields` selects: a list of names, or a structure of names that samples shall have (a tuple gives tuples). `format`
     names the store ("hdf5", "lmdb", "zarr", ...) where its suffix or content does not show it. Raises `FormatError` if

@@ -22,7 +22,7 @@ import numpy as np
 from mmds.converters import FORMATS, Ignored, Source, sources
 from mmds.converters.stores import find_store
 from mmds.errors import FormatError, OptionError, SampleError, SourceError, printable
-from mmds.opening import open_store
+from mmds.opening import matches, open_store
 from mmds.ordered import Failure, load_in_order, nbytes
 from mmds.publish import Draft
 from mmds.reader import Reader
@@ -140,7 +140,7 @@ def _reader(source: Any, format: str | None, fields: Any, options: dict[str, Any
 
 
 def _is_store(path: str | os.PathLike[str]) -> bool:
-    return Path(path).is_file() or find_store(path) is not None
+    return Path(path).is_file() or bool(matches(path)) or find_store(path) is not None
 
 
 def _copy(

@@ -10,6 +10,7 @@ from mmds.fields import Array, Kind, Variable
 from mmds.gather import Allocate, empty
 from mmds.items import NullableItems, VariableItems
 from mmds.jagged import Jagged, join, pad
+from mmds.shards import ShardedValues
 from mmds.store import Items, MaskedItems
 
 NdArray = np.ndarray[Any, Any]
@@ -51,7 +52,7 @@ def _jagged(items: Items, kind: Kind, rows: NdArray, allocate: Allocate) -> Jagg
     if not len(rows):
         return Jagged(np.empty((0, *inner), dtype), np.zeros(1, np.int64))
     inside = items.items if isinstance(items, (NullableItems, MaskedItems)) else items
-    jagged = inside.jagged(rows, dtype, inner, allocate) if isinstance(inside, VariableItems) else None
+    jagged = inside.jagged(rows, dtype, inner, allocate) if isinstance(inside, (VariableItems, ShardedValues)) else None
     if jagged is not None:
         return jagged
     values = (b"" if value is None else value for value in items.gather(rows))

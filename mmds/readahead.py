@@ -37,12 +37,10 @@ def touching_little(mapped: mmap.mmap) -> Iterator[None]:
     mapped.madvise(mmap.MADV_NORMAL)
 
 
-class Readahead:
-    """Readahead for one mapped file."""
+class DiskReads:
+    """Whether this process has read from a disk recently."""
 
-    def __init__(self, mapped: mmap.mmap) -> None:
-        self._map = mapped
-        self._base = address(np.frombuffer(mapped, np.uint8))
+    def __init__(self) -> None:
         self._reads = _disk_reads()
         self._on = True  # the first batch of a process: nobody knows
         self._left = 1
@@ -54,6 +52,14 @@ class Readahead:
             self._on, self._reads, self._left = reads != self._reads, reads, BATCHES
         self._left -= 1
         return self._on
+
+
+class Readahead:
+    """Readahead for one mapped file."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._map = mapped
+        self._base = address(np.frombuffer(mapped, np.uint8))
 
     def ask(self, starts: NdArray, stops: NdArray) -> None:
         """Ask the kernel to read the memory from `starts` to `stops`: addresses in the map, int64. Does not wait for it."""

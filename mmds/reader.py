@@ -3,61 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import mmap
-import os
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast, overload
+from typing import Any, Self, overload
 
 import numpy as np
 
-from mmds.errors import FormatError, SchemaError, missing, printable
-from mmds.items import FixedItems, MappedItems, NullableItems, Tell, open_items
-from mmds.parse import Footer, parse
+from mmds.errors import SchemaError, missing, printable
+from mmds.items import FixedItems, NullableItems, VariableItems
+from mmds.parse import Footer
 from mmds.ragged import Ragged, check_ragged, gather_ragged, is_ragged
-from mmds.readahead import Readahead, touching_little
-from mmds.store import Items, MaskedItems, RunItems, Store
+from mmds.shards import Shards
+from mmds.store import ArrayItems, Items, MappedStore, MaskedItems, Store
 
 NdArray = np.ndarray[Any, Any]
-
-
-class MappedFile:
-    """One open file: its map, what its footer says, and its fields' values. Immutable, shared by readers of slices.
-
-    The map lives as long as anything refers to it, arrays handed out included; there is nothing to close.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        mapped = _map(self.path)
-        self.view = memoryview(mapped).toreadonly()  # arrays over it cannot be made writable again
-        self.readahead = Readahead(mapped)
-        try:
-            with touching_little(mapped):
-                self.footer = parse(self.view)
-        except FormatError as error:
-            raise type(error)(f"{printable(self.path)}: {error}") from None
-        self.schema, self.n = self.footer.schema, self.footer.n
-        self.metadata, self.content_id = self.footer.metadata, self.footer.content_id
-        self.items: list[Items] = [
-            open_items(self.view, self.footer, position, self.path) for position in range(len(self.footer.schema))
-        ]
-
-
-def _map(path: str) -> mmap.mmap:
-    # O_NONBLOCK: a FIFO would wait for a writer for ever. It does nothing to a regular file.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise FormatError(f"{printable(path)}: not a regular file, so not an mmds file")
-        if not status.st_size:
-            raise FormatError(f"{printable(path)}: an empty file, so not an mmds file")
-        return mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
-    finally:
-        os.close(fd)
 
 
 class Strings(Sequence[Any]):
@@ -89,22 +49,17 @@ class Reader(Sequence[Any]):
     """
 
     def __init__(self, store: Store, rows: range, fields: Any = None) -> None:
-        self.store = store
         self._rows = rows
         schema = store.schema
-        self.fields, positions = (schema, list(range(len(schema)))) if fields is None else schema.select(fields)
-        self.items = [store.items[position] for position in positions]
-        self.stored_names = [
-            schema.names[position] for position in positions
-        ]  # in the file, whatever `fields` made of them
-        self._get: Callable[[int], Any] = self.fields.assembler([items.get for items in self.items])
-        self._gather: Callable[[NdArray], Any] = self.fields.assembler([items.gather for items in self.items])
-        self._readahead: Readahead | None = getattr(store, "readahead", None)
+        self.fields, self._positions = (schema, list(range(len(schema)))) if fields is None else schema.select(fields)
+        # In the file, whatever `fields` made of them:
+        self.stored_names = [schema.names[position] for position in self._positions]
+        self._read_from(store)
 
     @property
     def path(self) -> Path:
-        """The file that is read."""
-        return Path(self.store.path)
+        """The file that is read; of several, the first one."""
+        return Path(getattr(self.store, "paths", [self.store.path])[0])
 
     @property
     def footer(self) -> Footer:
@@ -151,11 +106,32 @@ class Reader(Sequence[Any]):
         view._rows = rows
         return view
 
+    def parts(self) -> Iterator[Self]:
+        """Yield a reader of each file that the samples are in, with the samples that are in it. Needs a step of 1."""
+        if self._rows.step != 1:
+            raise ValueError(f"samples at a distance of {self._rows.step}: expected neighbours")
+        if not isinstance(self.store, Shards):
+            yield self
+            return
+        for file, rows in self.store.cut(self._rows):
+            view = self.rows(rows)
+            view._read_from(file)
+            yield view
+
+    def _read_from(self, store: Store) -> None:
+        self.store = store
+        self.items = [store.items[position] for position in self._positions]
+        self._get: Callable[[int], Any] = self.fields.assembler([items.get for items in self.items])
+        self._gather: Callable[[NdArray], Any] = self.fields.assembler([items.gather for items in self.items])
+        self._mapped: MappedStore | None = store if isinstance(store, MappedStore) else None
+
     def __iter__(self) -> Iterator[Any]:
         return map(self._get, self._rows)
 
     def __repr__(self) -> str:
-        return f"<Reader {printable(self.path)}: {len(self)} samples of {printable(', '.join(self.fields.names))}>"
+        return (
+            f"<Reader {printable(self.store.path)}: {len(self)} samples of {printable(', '.join(self.fields.names))}>"
+        )
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -165,7 +141,7 @@ class Reader(Sequence[Any]):
     def column(self, name: str) -> Any:
         """Return all values of one field: an ndarray with samples as its first axis, or `Strings`.
 
-        From an ``.mmds`` file that is a view, without a copy; other stores read the whole column.
+        From an ``.mmds`` file that is a view, without a copy; from several, and other stores, the whole column is read.
 
         Works for scalars, labels, bytes and text columns, and arrays of fixed shape where all payload fields are such.
         Nulls are zeros or empty there; `valid` tells them apart.
@@ -173,13 +149,13 @@ class Reader(Sequence[Any]):
         items = self.items[self.fields.index(name)]
         if isinstance(items, (NullableItems, MaskedItems)):
             items = items.items
-        if isinstance(items, RunItems):
-            return items.gather(np.asarray(self._rows))
+        if isinstance(items, ArrayItems) and not isinstance(items, VariableItems):
+            return items.gather(np.asarray(self._rows, np.int64))
         if isinstance(items, FixedItems):
             return _rows(items.array, self._rows)
         if self.fields[self.fields.index(name)].is_payload:
             raise SchemaError(
-                f"{printable(self.path)}: '{printable(name)}' is no column; its values differ in size. Use reader[i]"
+                f"{printable(self.store.path)}: '{printable(name)}' is no column; its values differ in size. Use reader[i]"
             )
         return Strings(items, self._rows)
 
@@ -203,7 +179,7 @@ class Reader(Sequence[Any]):
         if isinstance(items, NullableItems):
             return np.asarray(_rows(items.valid, self._rows), bool)
         if isinstance(items, MaskedItems):
-            return items.valid(np.asarray(self._rows))
+            return items.valid(np.asarray(self._rows, np.int64))
         return np.ones(len(self), bool)
 
     def gather(self, index: Sequence[int] | NdArray, ragged: Ragged = "list") -> Any:
@@ -231,22 +207,18 @@ class Reader(Sequence[Any]):
         A batch asks for its own samples already where that helps; this is for what will be wanted later. Does nothing
         for stores other than ``.mmds`` files.
         """
-        if self._readahead is not None:
-            self._locate(self.resolve(index, self._rows), self._readahead.ask)
+        if self._mapped is not None:
+            self._mapped.ask(self._positions, self.resolve(index, self._rows))
 
     def expect(self, rows: NdArray) -> None:
         """Ask the kernel for all rows of a batch that is about to be read, if the disk has been read from recently."""
-        if self._readahead is not None and self._readahead.wanted():
-            self._locate(rows, self._readahead.ask)
+        if self._mapped is not None and self._mapped.wanted():
+            self._mapped.ask(self._positions, rows)
 
     def release(self, rows: NdArray) -> None:
         """Take the pages of rows that have been read out of this process; they stay in the page cache."""
-        if self._readahead is not None:
-            self._locate(rows, self._readahead.release)
-
-    def _locate(self, rows: NdArray, tell: Tell) -> None:
-        for items in cast("list[MappedItems]", self.items):
-            items.locate(rows, tell)
+        if self._mapped is not None:
+            self._mapped.release(self._positions, rows)
 
     def resolve(self, index: Any, rows: range) -> NdArray:
         """Return the rows of the file that an index array or list into `rows` means, as int64, all in range.
@@ -273,7 +245,7 @@ class Reader(Sequence[Any]):
 
     def out_of_range(self, index: Any, rows: range) -> IndexError:
         """Return the error for an index that is not one of `rows`."""
-        return IndexError(f"{printable(self.path)}: index {index} is out of range for {len(rows)} samples")
+        return IndexError(f"{printable(self.store.path)}: index {index} is out of range for {len(rows)} samples")
 
 
 def is_many(index: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from mmds.errors import FormatError
 from mmds.fields import Array, Fixed, Json, Kind, Label, Text
 from mmds.items import section_array
-from mmds.reader import MappedFile
+from mmds.mapped import MappedFile
 
 NdArray = np.ndarray[Any, Any]
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -40,6 +41,19 @@ class Items(Protocol):
         """Return the values of samples `indices`: an ndarray with a first axis more, or a list."""
 
 
+class ArrayItems(ABC):
+    """All values of a field of one dtype and shape."""
+
+    shape: tuple[int, ...]  # of one value
+    dtype: np.dtype[Any]
+    is_array: bool  # or Python numbers, one by one
+    get: Any  # the function from a sample's number to its value
+
+    @abstractmethod
+    def gather(self, indices: NdArray, out: NdArray | None = None) -> NdArray:
+        """Return the values of samples `indices` as one array, in `out` if given."""
+
+
 class Store(Protocol):
     """An open dataset, in one process."""
 
@@ -48,7 +62,24 @@ class Store(Protocol):
     n: int
     metadata: Mapping[str, Any]
     content_id: str  # changes when the dataset is replaced
-    items: list[Items]
+
+    @property
+    def items(self) -> Sequence[Items]:
+        """The values of each field."""
+
+
+@runtime_checkable
+class MappedStore(Store, Protocol):
+    """A store whose values are read from mapped files, so that the kernel can be told what comes next."""
+
+    def wanted(self) -> bool:
+        """Return whether the next batch should be asked for."""
+
+    def ask(self, positions: Sequence[int], rows: NdArray) -> None:
+        """Ask the kernel to read `rows` of the fields at `positions`. Does not wait for it."""
+
+    def release(self, positions: Sequence[int], rows: NdArray) -> None:
+        """Take `rows` of the fields at `positions` out of this process; they stay in the page cache."""
 
 
 def file_identity(path: str | os.PathLike[str]) -> str:
@@ -75,7 +106,7 @@ def runs(indices: NdArray, gap: int) -> Iterator[tuple[int, int, NdArray]]:
         yield int(indices[part[0]]), int(indices[part[-1]]) + 1, part
 
 
-class RunItems:
+class RunItems(ArrayItems):
     """Values of one dtype and shape, read by runs of rows.
 
     `scattered` is for libraries that read different rows, ascending, faster by one call than by many.
@@ -85,13 +116,13 @@ class RunItems:
         self._rows, self._scattered = rows, scattered
         self.shape = tuple(size for size in kind.dimensions if size is not None)
         self.dtype = kind.stored
-        self._is_array = isinstance(kind, Array)
+        self.is_array = isinstance(kind, Array)
         self._gap = GAP_BYTES // max(1, math.prod(self.shape) * self.dtype.itemsize)
 
     def get(self, index: int) -> Any:
         """Return the value of sample `index`."""
         row = self._rows(index, index + 1)
-        return row[0, ...].astype(self.dtype, copy=False) if self._is_array else row.item()
+        return row[0, ...].astype(self.dtype, copy=False) if self.is_array else row.item()
 
     def gather(self, indices: NdArray, out: NdArray | None = None) -> NdArray:
         """Return the values of samples `indices` as one array, in `out` if given.
@@ -186,7 +217,7 @@ class MaskedItems:
         kept = np.flatnonzero(self.valid(indices))
         found = self.items.gather(indices[kept])
         if isinstance(found, np.ndarray):  # found[k] alone would be a numpy scalar where arrays have rank 0
-            found = [found[k, ...] for k in range(len(found))] if self._is_array else found.tolist()
+            found = [found[k, ...] for k in range(len(found))] if self._arrays else found.tolist()
         for position, value in zip(kept.tolist(), found, strict=True):
             values[position] = value
         return values
@@ -199,8 +230,8 @@ class MaskedItems:
         return valid
 
     @property
-    def _is_array(self) -> bool:
-        return bool(getattr(self.items, "_is_array", True))
+    def _arrays(self) -> bool:
+        return not isinstance(self.items, ArrayItems) or self.items.is_array
 
 
 class ListItems:

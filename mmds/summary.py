@@ -11,7 +11,8 @@ from mmds.converters.stores import find_store
 from mmds.fields import Array, Fixed, Kind, Label, Scalar
 from mmds.format import DATA_START, MAJOR, MINOR
 from mmds.items import NullableItems
-from mmds.reader import MappedFile, Reader
+from mmds.mapped import MappedFile
+from mmds.reader import Reader
 from mmds.store import MaskedItems
 
 CHUNK = 2**22  # labels that are counted at once, so that a large column does not become private memory
@@ -64,19 +65,25 @@ def summarize(reader: Reader) -> dict[str, Any]:
         if isinstance(field.kind, Label):
             entry["classes"] = dict(zip(field.kind.names, class_counts(reader, position), strict=True))
         fields.append(entry)
-    summary: dict[str, Any] = {"path": str(reader.path), "content_id": reader.content_id, "samples": len(reader)}
-    if isinstance(reader.store, MappedFile):
-        footer = reader.footer
+    summary: dict[str, Any] = {"path": reader.store.path, "content_id": reader.content_id, "samples": len(reader)}
+    parts = list(reader.parts())
+    files = [part.store for part in parts if isinstance(part.store, MappedFile)]
+    if files:
         for entry, field in zip(fields, reader.fields, strict=True):
             entry["stored"] = "payload" if field.is_payload else "index"
-        summary["format"] = f"mmds {MAJOR}.{MINOR}"
-        summary["data_bytes"] = footer.data_end - DATA_START
-        summary["index_bytes"] = footer.file_length - footer.data_end
+        summary["format"] = f"mmds {MAJOR}.{MINOR}" + (f", {len(files)} files" if len(files) > 1 else "")
+        summary["data_bytes"] = sum(file.footer.data_end - DATA_START for file in files)
+        summary["index_bytes"] = sum(file.footer.file_length - file.footer.data_end for file in files)
     else:
         found = find_store(reader.path)
         summary["format"] = "other" if found is None else found.name
         summary["left_out"] = dict(getattr(reader.store, "left_out", {}))  # arrays that are no field, and why
-    return {**summary, "file_bytes": tree_size(reader.path), "fields": fields, "metadata": dict(reader.metadata)}
+    return {
+        **summary,
+        "file_bytes": sum(tree_size(part.path) for part in parts),
+        "fields": fields,
+        "metadata": dict(reader.metadata),
+    }
 
 
 def tree_size(path: Path) -> int:

@@ -117,7 +117,7 @@ def test_ends_that_lie_are_refused(tmp_path: Path) -> None:
     with mmds.Writer(tmp_path / "a.mmds", {"x": mmds.Array("uint16", (None,), align=2)}) as writer:
         writer.extend({"x": np.arange(i, dtype="u2")} for i in range(10))
     reader = mmds.open(tmp_path / "a.mmds")
-    reader._readahead = None  # these ends are not in the map
+    reader._mapped = None  # these ends are not in the map
     items: Any = reader.items[0]
     for bad in (0, 2**64 - 1, int(items._ends[5]) + 1):  # before its beginning, behind the file, half an element
         ends = items._ends.copy()

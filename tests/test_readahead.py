@@ -16,8 +16,8 @@ import mmds
 from mmds import readahead
 from mmds.errors import FormatError
 from mmds.gather import PAGE, address
-from mmds.readahead import BATCHES, Readahead
-from mmds.reader import MappedFile
+from mmds.mapped import MappedFile
+from mmds.readahead import BATCHES, DiskReads, Readahead
 
 NdArray = np.ndarray[Any, Any]
 SAMPLES = 500
@@ -47,11 +47,11 @@ def asked_by(reader: mmds.Reader, indices: NdArray, monkeypatch: pytest.MonkeyPa
     asked = np.zeros(len(store.view), bool)
 
     def ask(starts: NdArray, stops: NdArray) -> None:
-        for start, stop in zip(starts - store.readahead._base, stops - store.readahead._base, strict=True):
+        for start, stop in zip(starts - store._readahead._base, stops - store._readahead._base, strict=True):
             asked[start:stop] = True
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.readahead, "ask", ask)
+        patch.setattr(store._readahead, "ask", ask)
         reader.prefetch(indices)
     return asked
 
@@ -94,10 +94,10 @@ def test_pages_are_disjoint_and_cover(path: Path) -> None:
 def test_it_is_on_for_the_first_batch_and_while_the_disk_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = 5
     monkeypatch.setattr(readahead, "_disk_reads", lambda: reads)
-    ahead = Readahead(mmap.mmap(-1, PAGE))
-    assert [ahead.wanted() for _ in range(2 * BATCHES + 1)] == [True] + [False] * 2 * BATCHES
+    disk = DiskReads()
+    assert [disk.wanted() for _ in range(2 * BATCHES + 1)] == [True] + [False] * 2 * BATCHES
     reads = 6  # a batch has missed pages
-    assert [ahead.wanted() for _ in range(2 * BATCHES)] == [True] * BATCHES + [False] * BATCHES
+    assert [disk.wanted() for _ in range(2 * BATCHES)] == [True] * BATCHES + [False] * BATCHES
 
 
 def test_a_warm_batch_asks_for_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_the_kernel_reads_what_it_was_asked_for(path: Path) -> None:
     for ask in (dataset.reader.prefetch, dataset.__getitems__):  # what this returns has read nothing yet
         if _resident(path, drop=True)[wanted].any():
             pytest.skip("this file system keeps files in memory")
-        dataset.reader.store.readahead = dataset.reader._readahead = Readahead(dataset.reader.store.readahead._map)  # type: ignore[attr-defined]
+        dataset.reader.store.wanted = DiskReads().wanted  # type: ignore[attr-defined]
         ask([400, 3])
         limit = time.monotonic() + 10
         while not _resident(path)[wanted].all() and time.monotonic() < limit:

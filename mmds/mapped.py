@@ -1,0 +1,66 @@
+"""One ``.mmds`` file in the page cache: its map, what its footer says, and its fields' values."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmds.errors import FormatError, printable
+from mmds.items import MappedItems, open_items
+from mmds.parse import parse
+from mmds.readahead import DiskReads, Readahead, touching_little
+
+NdArray = np.ndarray[Any, Any]
+
+
+class MappedFile:
+    """One open file: its map, what its footer says, and its fields' values. Immutable, shared by readers of slices.
+
+    The map lives as long as anything refers to it, arrays handed out included; there is nothing to close.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        mapped = _map(self.path)
+        self.view = memoryview(mapped).toreadonly()  # arrays over it cannot be made writable again
+        self._readahead = Readahead(mapped)
+        self.wanted = DiskReads().wanted
+        try:
+            with touching_little(mapped):
+                self.footer = parse(self.view)
+        except FormatError as error:
+            raise type(error)(f"{printable(self.path)}: {error}") from None
+        self.schema, self.n = self.footer.schema, self.footer.n
+        self.metadata, self.content_id = self.footer.metadata, self.footer.content_id
+        self.items: list[MappedItems] = [
+            open_items(self.view, self.footer, position, self.path) for position in range(len(self.footer.schema))
+        ]
+
+    def ask(self, positions: Sequence[int], rows: NdArray) -> None:
+        """Ask the kernel to read `rows` of the fields at `positions`. Does not wait for it."""
+        for position in positions:
+            self.items[position].locate(rows, self._readahead.ask)
+
+    def release(self, positions: Sequence[int], rows: NdArray) -> None:
+        """Take `rows` of the fields at `positions` out of this process; they stay in the page cache."""
+        for position in positions:
+            self.items[position].locate(rows, self._readahead.release)
+
+
+def _map(path: str) -> mmap.mmap:
+    # O_NONBLOCK: a FIFO would wait for a writer for ever. It does nothing to a regular file.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{printable(path)}: not a regular file, so not an mmds file")
+        if not status.st_size:
+            raise FormatError(f"{printable(path)}: an empty file, so not an mmds file")
+        return mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(fd)
