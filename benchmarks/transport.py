@@ -1,4 +1,4 @@
-"""What reading adds to a DataLoader with two workers, which mostly moves batches; and what a `Loader` does instead.
+"""A DataLoader with two workers over mmds, against moving batches alone as PyTorch does it; and a `Loader` instead.
 
     python -m benchmarks.transport [--scale X] [--rounds N] [--quick] [--json]
 

@@ -17,6 +17,7 @@ from mmds.schema import Schema
 from mmds.store import RunItems
 
 NdArray = np.ndarray[Any, Any]
+UINT8 = np.dtype(np.uint8)
 
 
 class Records:
@@ -56,9 +57,18 @@ class Records:
             data = transaction.get(number_key(index))
             if data is None:
                 raise ValueError("there is no such key")
-            return self._decode(data)
+            record = _Record(len(data), UINT8, data)
+            record.environment = self._environment
+            return self._decode(record.data)
         except (ValueError, lmdb.Error) as error:
             raise FormatError(f"{printable(self.path)}: sample {index}: {printable(error)}") from None
+
+
+class _Record(np.ndarray[Any, Any]):
+    """The bytes of a record. All that is decoded from them are views of them, and so keep the environment open."""
+
+    __slots__ = ("environment",)
+    environment: Environment
 
 
 def _record_type(kind: Kind) -> Any:

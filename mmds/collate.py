@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from mmds.fields import Misfit
 from mmds.leaves import Leaf
 from mmds.schema import Schema
+from mmds.sending import collate_to_send
 
 NdArray = np.ndarray[Any, Any]
 
@@ -106,7 +106,7 @@ class Batch(MutableSequence[Any]):
         if self._samples is None and not self._peeked_at_is_unchanged():
             self._list()
         if self._samples is not None:
-            return default_collate([_plain(sample) for sample in self._samples])
+            return collate_to_send([_plain(sample) for sample in self._samples])
         return collate_rows(self._leaves, self._schema, self._rows, self._first)
 
     def _peeked_at_is_unchanged(self) -> bool:
@@ -153,6 +153,22 @@ class TensorBatch(list[torch.Tensor]):
         return list, (list(map(_plain, self)),)
 
 
+class Samples(list[Any]):
+    """The samples of a batch as a transform has made them: a list, which is collated as any other."""
+
+    def __init__(self, samples: list[Any]) -> None:
+        super().__init__(samples)
+        if self and type(self[0]) in (dict, tuple, torch.Tensor):
+            self[0] = _marked(self[0])
+
+    def collate(self) -> Any:
+        """Return what `default_collate` returns for a list of these samples."""
+        return collate_to_send(list(map(_plain, self)))
+
+    def __reduce__(self) -> Any:
+        return list, (list(map(_plain, self)),)
+
+
 def _constant(value: Any) -> Any:
     return lambda _: value
 
@@ -185,9 +201,9 @@ def _plain(sample: Any) -> Any:
 
 
 def _collate_samples(batch: Any, *, collate_fn_map: Any = None) -> Any:
-    if isinstance(batch, (Batch, TensorBatch)):
+    if isinstance(batch, (Batch, Samples, TensorBatch)):
         return batch.collate()
-    return default_collate(list(map(_plain, batch)))  # somebody has put our samples into a list of their own
+    return collate_to_send(list(map(_plain, batch)))  # somebody has put our samples into a list of their own
 
 
 _collate_arrays = default_collate_fn_map[np.ndarray]

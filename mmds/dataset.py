@@ -16,7 +16,7 @@ try:
 except ImportError:
     raise missing("torch", "torch", "MemoryMappedDataset") from None
 
-from mmds.collate import Batch, TensorBatch, collate_rows
+from mmds.collate import Batch, Samples, TensorBatch, collate_rows
 from mmds.fields import Array, Label
 from mmds.leaves import FORMATS, Leaf, MadeLeaf
 from mmds.opening import Source, located
@@ -130,7 +130,7 @@ class MemoryMappedDataset(Dataset[Any]):
         rows = handle.reader.resolve(indices, handle.rows)
         handle.reader.expect(rows)
         if self._transforms:
-            return [self._transformed_row(handle, row) for row in rows.tolist()]
+            return Samples([self._transformed_row(handle, row) for row in rows.tolist()])
         if not isinstance(handle.reader.fields.tree, int) or handle.leaves[0].is_ragged:
             return Batch(handle.leaves, handle.reader.fields, rows)
         if handle.leaves[0].gathers and isinstance(handle.leaves[0].kind, Array) and self.format in ("torch", "pil"):

@@ -63,7 +63,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NdArray:
     size = math.prod(shape) * dtype.itemsize
     if size < RECYCLED:
         return np.empty(shape, dtype)
-    return np.asarray(_Lease(_buffer(_size_class(size)), _free))[:size].view(dtype).reshape(shape)
+    return np.asarray(_Lease(_buffer(size_class(size)), _free))[:size].view(dtype).reshape(shape)
 
 
 def _buffer(size: int) -> _Buffer:
@@ -77,10 +77,10 @@ def _buffer(size: int) -> _Buffer:
     return _Buffer(size)
 
 
-def _size_class(size: int) -> int:
+def size_class(size: int) -> int:
     """Return `size` rounded up by less than a quarter, so that batches of about one size share their buffers.
 
-    >>> [_size_class(size) for size in (1000, 1024, 1025, 1280, 1281)]
+    >>> [size_class(size) for size in (1000, 1024, 1025, 1280, 1281)]
     [1024, 1024, 1280, 1280, 1536]
     """
     step = 1 << max(0, (size - 1).bit_length() - 3)

@@ -7,24 +7,23 @@ shape, `collate` is one gather into the batch tensor, and no object per sample e
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate, get_worker_info
+from torch.utils.data import get_worker_info
 
 from mmds import decode
 from mmds.dtypes import LOGICAL
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Image, Kind
-from mmds.gather import PLACE, empty
+from mmds.gather import empty
 from mmds.jagged import Jagged, unpack
 from mmds.ragged import Ragged, gather_ragged, is_ragged
 from mmds.reader import Reader
+from mmds.sending import collate_to_send, tensor_to_send, to_send
 from mmds.store import ArrayItems, Items
 
 NdArray = np.ndarray[Any, Any]
@@ -78,7 +77,7 @@ class Leaf:
             return self._gather_ragged(rows)
         values = [self.get(row) for row in rows.tolist()[first is not None :]]
         try:
-            return default_collate(container(values if first is None else [first, *values]))
+            return collate_to_send(container(values if first is None else [first, *values]))
         except (TypeError, RuntimeError) as error:
             error.add_note(
                 f"{printable(self._path)}: field '{printable(self._name)}': give the DataLoader a collate_fn for it"
@@ -88,20 +87,20 @@ class Leaf:
     def _gather(self, items: ArrayItems, rows: NdArray) -> torch.Tensor:
         if not isinstance(self.kind, Array):  # default collation of Python numbers
             wide = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}[items.dtype.kind]
-            return torch.from_numpy(items.gather(rows).astype(wide, copy=False))
+            return to_send(torch.from_numpy(items.gather(rows).astype(wide, copy=False)))
         if get_worker_info() is None:
             batch = torch.from_numpy(items.gather(rows))
-        else:  # straight into the shared memory in which the batch travels to the main process
-            batch = _shared_tensor((len(rows), *items.shape), items.dtype)
+        else:  # straight into the memory in which the batch travels to the main process
+            batch = tensor_to_send((len(rows), *items.shape), torch.from_numpy(np.empty(0, items.dtype)).dtype)
             items.gather(rows, out=batch.numpy())
-        return batch if self._view_as is None else batch.view(self._view_as)
+        return to_send(batch if self._view_as is None else batch.view(self._view_as))
 
     def _gather_ragged(self, rows: NdArray) -> Jagged | torch.Tensor:
         shared: list[torch.Tensor] = []
         start = -(-8 * (len(rows) + 1) // 64) * 64  # of the values, behind the offsets: see `unpack`
 
         def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NdArray:
-            shared.append(_shared_tensor((start + math.prod(shape) * dtype.itemsize,), np.dtype(np.uint8)))
+            shared.append(tensor_to_send((start + math.prod(shape) * dtype.itemsize,), torch.uint8))
             memory: NdArray = shared[0].numpy()[start:]
             return memory.view(dtype).reshape(shape)
 
@@ -111,11 +110,11 @@ class Leaf:
         if self._view_as is not None:
             values = values.view(self._view_as)
         if not isinstance(batch, Jagged):
-            return values
+            return to_send(values)
         if not shared:
-            return Jagged(values, torch.from_numpy(batch.offsets))
+            return Jagged(to_send(values), to_send(torch.from_numpy(batch.offsets)))
         shared[0].numpy()[: batch.offsets.nbytes] = batch.offsets.view(np.uint8)
-        return unpack(shared[0], len(batch.offsets), values.dtype, tuple(values.shape))
+        return unpack(to_send(shared[0]), len(batch.offsets), values.dtype, tuple(values.shape))
 
     def _getter(self, format: str, decoded: bool, writable: bool) -> Callable[[int], Any]:
         get = self.items.get
@@ -175,26 +174,3 @@ def _finisher(kind: Kind, format: str) -> Callable[[NdArray], Any]:
     if kind.name == "audio":
         return torch.from_numpy
     return lambda array: torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3)))
-
-
-def _shared_tensor(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
-    """Return an uninitialised tensor in shared memory, made as torch's own collation makes it in a worker."""
-    size = PLACE + math.prod(shape) * dtype.itemsize
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size, device="cpu")  # type: ignore[no-untyped-call]
-    _populate(storage.data_ptr(), size)
-    flat = torch.empty(0, dtype=torch.uint8)
-    flat.set_(storage, PLACE, (size - PLACE,), (1,))  # PLACE: see gather._Buffer
-    return flat.view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
-
-
-def _populate(start: int, size: int) -> None:
-    """Have the kernel make all pages of new shared memory at once, which takes a quarter less time than one at a time.
-
-    A hint: kernels before 5.14 do not know it, and make them one at a time.
-    """
-    if sys.platform == "linux":
-        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_POPULATE_WRITE)
-
-
-_libc = ctypes.CDLL(None)
-MADV_POPULATE_WRITE = 23  # <linux/mman.h>

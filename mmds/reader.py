@@ -149,10 +149,10 @@ class Reader(Sequence[Any]):
         items = self.items[self.fields.index(name)]
         if isinstance(items, (NullableItems, MaskedItems)):
             items = items.items
-        if isinstance(items, ArrayItems) and not isinstance(items, VariableItems):
-            return items.gather(np.asarray(self._rows, np.int64))
         if isinstance(items, FixedItems):
             return _rows(items.array, self._rows)
+        if isinstance(items, ArrayItems) and not isinstance(items, VariableItems):
+            return items.gather(np.asarray(self._rows, np.int64))
         if self.fields[self.fields.index(name)].is_payload:
             raise SchemaError(
                 f"{printable(self.store.path)}: '{printable(name)}' is no column; its values differ in size. Use reader[i]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,12 @@ class RoundTrips(StoreUnderTest):
         path = self.copy(pair.source, tmp_path / f"a{self.suffix}", singly=True)
         every = np.arange(store_cases.COUNT)
         assert_same(mmds.open(path)[every], mmds.open(pair.source)[every])
+
+    def test_values_outlive_their_reader(self, pair: Pair) -> None:
+        want = [mmds.open(pair.source)[3], mmds.open(pair.source)[[5, 0, 5]]]
+        got = [mmds.open(pair.path)[3], mmds.open(pair.path)[[5, 0, 5]]]
+        gc.collect()  # some stores have cycles
+        assert_same(got, want)
 
     @pytest.mark.parametrize("name", make_golden.GOLDEN)
     def test_golden_files_come_back_byte_for_byte(self, name: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 import mmds
-from mmds import gather, leaves
+from mmds import sending
 from mmds.collate import Batch, SampleDict, SampleTensor
 from mmds.items import FixedItems
 from tests.samples import write_every_kind, write_fixed
@@ -207,13 +207,57 @@ def test_every_loader_delivers_every_sample_once(tmp_path: Path, name: str, form
     assert torch.equal(images.amax((1, 2, 3)).long() % 3, labels)
 
 
-def test_workers_persist_over_epochs_and_gather_into_shared_memory(tmp_path: Path) -> None:
+def test_workers_persist_over_epochs_and_gather_into_memory_that_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = mmds.MemoryMappedDataset(write_fixed(tmp_path / "a.mmds"))
     loader = DataLoader(dataset, batch_size=32, num_workers=2, persistent_workers=True, prefetch_factor=1)
+    places: set[int] = set()
+    monkeypatch.setattr(sending, "SMALL", 1)
     for _ in range(3):
         seen = [batch["image"] for batch in loader]
-        assert all(image.is_shared() for image in seen)
         assert sorted(torch.cat(seen)[:, 0, 0, 0].tolist()) == list(range(64))
+        places |= {image.data_ptr() for image in seen}
+        del seen
+    assert len(places) <= 6
+
+
+def doubled(sample: dict[str, Any]) -> dict[str, Any]:
+    return {**sample, "image": sample["image"].float() * 2}
+
+
+def to_pair(sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    return sample["image"].clone(), sample["label"]
+
+
+def to_list(sample: dict[str, Any]) -> list[Any]:
+    return [sample["image"], sample["label"]]
+
+
+def to_image(sample: dict[str, Any]) -> torch.Tensor:
+    return sample["image"].clone()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("transform", [doubled, to_pair, to_list, to_image])
+def test_what_transforms_return_is_collated_in_workers_as_anywhere(
+    tmp_path: Path, transform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "SMALL", 1000)
+    dataset = mmds.MemoryMappedDataset(write_fixed(tmp_path / "a.mmds"), transform=transform)
+    expected = [default_collate([dataset[row] for row in range(start, start + 16)]) for start in range(0, 64, 16)]
+    for workers in (0, 2):
+        found = list(DataLoader(dataset, 16, num_workers=workers))
+        for batch, want in zip(found, expected, strict=True):
+            assert_same(batch, want)
+
+
+def test_a_collate_function_sees_what_the_transform_returned(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    dataset = mmds.MemoryMappedDataset(write_fixed(tmp_path / "a.mmds"), transform=to_pair)
+    for batch in DataLoader(dataset, 16, collate_fn=lambda samples: seen.append(samples) or default_collate(samples)):  # type: ignore[func-returns-value]
+        assert_same(batch, default_collate([tuple(sample) for sample in seen[-1]]))
+        assert isinstance(seen[-1], list)
+        assert all(isinstance(sample, tuple) for sample in seen[-1])
 
 
 def test_samplers_of_pytorch(tmp_path: Path) -> None:
@@ -264,13 +308,3 @@ def test_a_changed_list_of_tensors_collates_as_it_is_now(every_kind: Path) -> No
     want = [dataset[row] for row in ROWS[:-1]]
     want[1] = torch.zeros_like(want[1])
     assert_same(default_collate(batch), default_collate(want))
-
-
-def test_shared_memory_of_a_batch() -> None:
-    tensor = leaves._shared_tensor((3, 5), np.dtype("float32"))
-    assert tensor.is_shared()  # type: ignore[no-untyped-call]
-    assert tensor.shape == (3, 5)
-    assert tensor.dtype == torch.float32
-    assert tensor.data_ptr() % 4096 == gather.PLACE
-    tensor[...] = 7
-    assert leaves._shared_tensor((0, 5), np.dtype("int64")).shape == (0, 5)

@@ -74,7 +74,7 @@ def test_few_are_kept_and_those_unused_for_longest_are_let_go() -> None:
     assert len(gather._free) == gather.KEPT_BUFFERS
     others = [gather.take_rows(ROWS, np.arange(300)) for _ in range(gather.KEPT_BUFFERS)]
     del others
-    assert {len(buffer.array) for buffer in gather._free} == {gather._size_class(300 * 4096)}
+    assert {len(buffer.array) for buffer in gather._free} == {gather.size_class(300 * 4096)}
 
 
 def test_large_batches_begin_where_copies_are_fast() -> None:
@@ -122,6 +122,6 @@ def test_a_buffer_taken_by_another_thread_at_the_last_moment(monkeypatch: pytest
         def remove(self, buffer: Any) -> None:
             raise ValueError("another thread has it")
 
-    taken = gather._Buffer(gather._size_class(2**18))
+    taken = gather._Buffer(gather.size_class(2**18))
     monkeypatch.setattr(gather, "_free", Taken([taken]))
     assert address(gather.empty((2**18,), np.dtype("uint8"))) != address(taken.array)

@@ -188,13 +188,12 @@ def test_jagged_as_tensors() -> None:
     assert repr(jagged) == "Jagged(3 values, torch.float64 (8,))"
 
 
-def test_a_batch_from_a_worker_is_one_piece_of_shared_memory(path: Path) -> None:
+def test_a_batch_from_a_worker_is_one_piece_of_memory(path: Path) -> None:
     dataset = mmds.MemoryMappedDataset(path, fields=["tokens"], ragged="jagged")
     [batch] = DataLoader(dataset, batch_size=40, num_workers=1)
     tokens = batch["tokens"]
     if path.suffix == ".mmds":
         assert tokens.values.untyped_storage().data_ptr() == tokens.offsets.untyped_storage().data_ptr()
-        assert tokens.values.is_shared()
         again = pickle.loads(pickle.dumps(tokens))
         assert torch.equal(again.values, tokens.values)
         assert torch.equal(again.offsets, tokens.offsets)
