@@ -21,6 +21,8 @@ NdArray = np.ndarray[Any, Any]
 
 CHUNK = 2**17  # bytes; the kernel may cut one request to the device's readahead window, by default 128 KiB
 BATCHES = 8  # for which it stays on or off until it is decided again
+SHARE = 1 / 8  # of the samples that must have been missing for it to be on
+BLOCKS = PAGE // 512  # of a page: ru_inblock counts 512 bytes
 
 
 TAIL = 2**16  # bytes at the end of a file that hold its footer, unless that is unusually long
@@ -38,19 +40,21 @@ def touching_little(mapped: mmap.mmap) -> Iterator[None]:
 
 
 class DiskReads:
-    """Whether this process has read from a disk recently."""
+    """Whether the samples of recent batches came from a disk, as far as this process can tell."""
 
     def __init__(self) -> None:
         self._reads = _disk_reads()
         self._on = True  # the first batch of a process: nobody knows
-        self._left = 1
+        self._left, self._samples = 1, 0
 
-    def wanted(self) -> bool:
-        """Return whether the next batch should be asked for: whether there were reads from a disk recently."""
+    def wanted(self, samples: int) -> bool:
+        """Return whether a batch of so many samples should be asked for before it is read."""
         if not self._left:
             reads = _disk_reads()
-            self._on, self._reads, self._left = reads != self._reads, reads, BATCHES
+            self._on = reads - self._reads > SHARE * self._samples
+            self._reads, self._left, self._samples = reads, BATCHES, 0
         self._left -= 1
+        self._samples += samples
         return self._on
 
 
@@ -76,10 +80,10 @@ class Readahead:
         return zip(*_pages(starts - self._base, stops - self._base), strict=True)
 
 
-def _disk_reads() -> int:
-    """Return a number that grows whenever this process makes the kernel read from a disk."""
+def _disk_reads() -> float:
+    """Return how many pages this process has made the kernel read from a disk, and how often it has waited for one."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_inblock + usage.ru_majflt  # what was asked for ahead, and what was missed
+    return usage.ru_inblock / BLOCKS + usage.ru_majflt
 
 
 def _pages(starts: NdArray, stops: NdArray) -> tuple[list[int], list[int]]:

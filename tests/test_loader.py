@@ -442,7 +442,7 @@ def test_a_bounded_number_of_batches_is_read_ahead(path: Path) -> None:
 @pytest.mark.parametrize("threads", [0, 1])
 def test_the_kernel_is_asked_before_batches_are_read(path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    monkeypatch.setattr(DiskReads, "wanted", lambda self: True)
+    monkeypatch.setattr(DiskReads, "wanted", lambda self, samples: True)
     monkeypatch.setattr(Readahead, "ask", lambda self, starts, stops: events.append("ask"))
     collate = mmds.MemoryMappedDataset.collate
 
