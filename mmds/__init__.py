@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from mmds.samplers import BlockShuffleSampler as BlockShuffleSampler
     from mmds.schema import Field as Field
     from mmds.schema import Schema as Schema
+    from mmds.shareddataset import SharedDataset as SharedDataset
+    from mmds.sharing import SharedSamples as SharedSamples
+    from mmds.sharing import share as share
     from mmds.writer import Writer as Writer
 
 _HOME = {
@@ -48,6 +51,8 @@ _HOME = {
     "Reader": "reader",
     "open": "opening",
     "MemoryMappedDataset": "dataset",
+    "SharedDataset": "shareddataset",
+    **dict.fromkeys(("SharedSamples", "share"), "sharing"),
     "Writer": "writer",
 }
 

@@ -33,7 +33,7 @@ class _Handle:
 
     def __init__(self, dataset: MemoryMappedDataset) -> None:
         self.pid = os.getpid()
-        self.reader: Reader = open_reader(dataset._source, fields=dataset._fields)
+        self.reader: Reader = open_reader(dataset._source, fields=dataset._fields, in_memory=dataset._in_memory)
         self.rows = range(len(self.reader)) if dataset._rows is None else dataset._rows
         self.writable = dataset._transforms
         self.leaves = [
@@ -64,6 +64,9 @@ class MemoryMappedDataset(Dataset[Any]):
             are not decoded: "list" (arrays of different shapes cannot be collated then), "jagged": a `Jagged` of all
             values in one buffer, "padded": a tensor (B, longest, ...) filled up with zeros.
 
+        in_memory: whether each process reads the whole file into memory of its own instead of mapping it. For hunting leaks:
+            what a process takes is then all its own, and nothing else changes. Only ``.mmds`` files.
+
     The transforms may be assigned later; `decode`, `format` and `ragged` may not.
 
     Scalars and labels are Python numbers. Default collation makes of a batch what it would make of its samples, but with
@@ -83,6 +86,7 @@ class MemoryMappedDataset(Dataset[Any]):
         decode: bool = True,
         format: str = "torch",
         ragged: Ragged = "list",
+        in_memory: bool = False,
     ) -> None:
         check_ragged(ragged)
         if format not in FORMATS:
@@ -93,6 +97,7 @@ class MemoryMappedDataset(Dataset[Any]):
         self._decode = decode
         self._format = format
         self._ragged = ragged
+        self._in_memory = in_memory
         self._fields = fields
         self._rows: range | None = None  # of a slice
         self._content_id: str | None = None

@@ -21,15 +21,17 @@ NdArray = np.ndarray[Any, Any]
 class MappedFile:
     """One open file: its map, what its footer says, and its fields' values. Immutable, shared by readers of slices.
 
-    The map lives as long as anything refers to it, arrays handed out included; there is nothing to close.
+    The map lives as long as anything refers to it, arrays handed out included; there is nothing to close. With `in_memory`
+    there is no map, but a private copy of the whole file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, in_memory: bool = False) -> None:
         self.path = os.fspath(path)
         mapped = _map(self.path)
-        self.view = memoryview(mapped).toreadonly()  # arrays over it cannot be made writable again
-        self._readahead = Readahead(mapped)
-        self.wanted = DiskReads().wanted
+        content = bytes(mapped) if in_memory else mapped
+        self.view = memoryview(content).toreadonly()  # arrays over it cannot be made writable again
+        self._readahead = None if in_memory else Readahead(mapped)
+        self._disk_reads = DiskReads()
         try:
             with touching_little(mapped):
                 self.footer = parse(self.view)
@@ -41,15 +43,21 @@ class MappedFile:
             open_items(self.view, self.footer, position, self.path) for position in range(len(self.footer.schema))
         ]
 
+    def wanted(self, samples: int) -> bool:
+        """Return whether a batch of so many samples should be asked for: whether recent ones came from a disk."""
+        return self._readahead is not None and self._disk_reads.wanted(samples)
+
     def ask(self, positions: Sequence[int], rows: NdArray) -> None:
         """Ask the kernel to read `rows` of the fields at `positions`. Does not wait for it."""
-        for position in positions:
-            self.items[position].locate(rows, self._readahead.ask)
+        if self._readahead is not None:
+            for position in positions:
+                self.items[position].locate(rows, self._readahead.ask)
 
     def release(self, positions: Sequence[int], rows: NdArray) -> None:
         """Take `rows` of the fields at `positions` out of this process; they stay in the page cache."""
-        for position in positions:
-            self.items[position].locate(rows, self._readahead.release)
+        if self._readahead is not None:
+            for position in positions:
+                self.items[position].locate(rows, self._readahead.release)
 
 
 def _map(path: str) -> mmap.mmap:

@@ -37,7 +37,7 @@ def matches(pattern: str | os.PathLike[str]) -> list[str]:
     return sorted(glob.glob(os.fspath(pattern))) if glob.has_magic(os.fspath(pattern)) else []  # noqa: PTH207 (absolute patterns)
 
 
-def open_store(path: Source, format: str | None = None) -> Store:
+def open_store(path: Source, format: str | None = None, *, in_memory: bool = False) -> Store:
     """Return the open store at `path`: the one called `format`, or the one that its suffix or content shows.
 
     What no other store claims is taken for an ``.mmds`` file, whose errors say what it is not. A pattern such as
@@ -53,22 +53,27 @@ def open_store(path: Source, format: str | None = None) -> Store:
     if paths:
         if format not in (None, "mmds"):
             raise SourceError(f"format='{printable(format)}': several files can be read as one if they are .mmds files")
-        return Shards(paths)
+        return Shards(paths, in_memory=in_memory)
     assert isinstance(path, (str, os.PathLike))
     found = None if format == "mmds" else find_store(path, format)
-    return MappedFile(path) if found is None else found.open(os.fspath(path))
+    if found is None:
+        return MappedFile(path, in_memory=in_memory)
+    if in_memory:
+        raise SourceError(f"{printable(path)}: in_memory=True is for .mmds files, and this is {found.name}; convert it")
+    return found.open(os.fspath(path))
 
 
-def open(path: Source, *, fields: Any = None, format: str | None = None) -> Reader:
+def open(path: Source, *, fields: Any = None, format: str | None = None, in_memory: bool = False) -> Reader:
     """Open a dataset for reading: an ``.mmds`` file, which costs the same for ten samples as for a billion, or a store.
 
     Several ``.mmds`` files with the same fields, given as a list or as a pattern, are read as one dataset, one after the
     other; its metadata is that of the first. Files stay open up to a quarter of what the process may have open.
 
     `fields` selects: a list of names, or a structure of names that samples shall have (a tuple gives tuples). `format`
-    names the store ("hdf5", "lmdb", "zarr", ...) where its suffix or content does not show it. Raises `FormatError` if
+    names the store ("hdf5", "lmdb", "zarr", ...) where its suffix or content does not show it. `in_memory` reads an ``.mmds``
+    file into private memory instead of mapping it. Raises `FormatError` if
     the file is not a whole dataset, `VersionError` if it needs a newer mmds, `MissingDependencyError` with the install
     command if its library is not installed, `FileNotFoundError`.
     """
-    store = open_store(path, format)
+    store = open_store(path, format, in_memory=in_memory)
     return Reader(store, range(store.n), fields)

@@ -212,7 +212,7 @@ class Reader(Sequence[Any]):
 
     def expect(self, rows: NdArray) -> None:
         """Ask the kernel for all rows of a batch that is about to be read, if the disk has been read from recently."""
-        if self._mapped is not None and self._mapped.wanted():
+        if self._mapped is not None and self._mapped.wanted(len(rows)):
             self._mapped.ask(self._positions, rows)
 
     def release(self, rows: NdArray) -> None:

@@ -37,13 +37,14 @@ SMALL = 2**12  # bytes of a value below which copying it twice is faster than a 
 class Shards:
     """The samples of several files, one file after the other. A `MappedStore`."""
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], *, in_memory: bool = False) -> None:
+        self._in_memory = in_memory
         self.paths = [os.fspath(path) for path in paths]
         if not self.paths:
             raise ValueError("no files: expected at least one")
         self.path = self.paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.file = lru_cache(min(max(limit // 4, LEAST), MOST))(self._open)
+        self.file = lru_cache(None if in_memory else min(max(limit // 4, LEAST), MOST))(self._open)
         self._ids: list[str] = []
         self._ends: list[int] = []
         first = self.file(0)
@@ -94,7 +95,7 @@ class Shards:
             file.release(positions, inside)
 
     def _open(self, number: int) -> MappedFile:
-        file = MappedFile(self.paths[number])
+        file = MappedFile(self.paths[number], in_memory=self._in_memory)
         if number < len(self._ids) and file.content_id != self._ids[number]:
             raise ChangedError(
                 f"{printable(file.path)} was replaced since this dataset was opened: content id {file.content_id}, "

@@ -72,8 +72,8 @@ class Store(Protocol):
 class MappedStore(Store, Protocol):
     """A store whose values are read from mapped files, so that the kernel can be told what comes next."""
 
-    def wanted(self) -> bool:
-        """Return whether the next batch should be asked for."""
+    def wanted(self, samples: int) -> bool:
+        """Return whether a batch of so many samples should be asked for."""
 
     def ask(self, positions: Sequence[int], rows: NdArray) -> None:
         """Ask the kernel to read `rows` of the fields at `positions`. Does not wait for it."""

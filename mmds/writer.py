@@ -51,9 +51,12 @@ class Writer(SampleWriter):
         overwrite: bool = False,
     ) -> None:
         super().__init__(path, fields, metadata)
-        self._draft = Draft(path, overwrite=overwrite)
+        self._draft = self._new_draft(path, overwrite)
         self._spool: Spool | None = None
         self._opened()
+
+    def _new_draft(self, path: str | os.PathLike[str], overwrite: bool) -> Draft:
+        return Draft(path, overwrite=overwrite)
 
     def _begin(self, schema: Schema) -> None:
         sections = layout(schema, 0, DATA_START, dict.fromkeys(range(len(schema)), 0))[:-1]  # `blocks` is not spooled

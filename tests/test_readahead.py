@@ -44,10 +44,12 @@ def asked_by(reader: mmds.Reader, indices: NdArray, monkeypatch: pytest.MonkeyPa
     """Return which bytes of the file are asked for."""
     store = reader.store
     assert isinstance(store, MappedFile)
+    assert store._readahead is not None
+    base = store._readahead._base
     asked = np.zeros(len(store.view), bool)
 
     def ask(starts: NdArray, stops: NdArray) -> None:
-        for start, stop in zip(starts - store._readahead._base, stops - store._readahead._base, strict=True):
+        for start, stop in zip(starts - base, stops - base, strict=True):
             asked[start:stop] = True
 
     with monkeypatch.context() as patch:
@@ -92,12 +94,14 @@ def test_pages_are_disjoint_and_cover(path: Path) -> None:
 
 
 def test_it_is_on_for_the_first_batch_and_while_the_disk_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = 5
+    reads = 5.0
     monkeypatch.setattr(readahead, "_disk_reads", lambda: reads)
     disk = DiskReads()
-    assert [disk.wanted() for _ in range(2 * BATCHES + 1)] == [True] + [False] * 2 * BATCHES
-    reads = 6  # a batch has missed pages
-    assert [disk.wanted() for _ in range(2 * BATCHES)] == [True] * BATCHES + [False] * BATCHES
+    assert [disk.wanted(10) for _ in range(2 * BATCHES + 1)] == [True] + [False] * 2 * BATCHES
+    reads += 10  # an eighth of the samples: a little of something else
+    assert [disk.wanted(10) for _ in range(2 * BATCHES)] == [False] * 2 * BATCHES
+    reads += 11
+    assert [disk.wanted(10) for _ in range(2 * BATCHES)] == [True] * BATCHES + [False] * BATCHES
 
 
 def test_a_warm_batch_asks_for_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,181 @@
+"""Any nested sample as bytes, and back: equal, and of the same types. Nothing is ever pickled.
+
+A record is MessagePack, as far as a sample consists of dicts, lists, strings, bytes, numbers and None. What MessagePack has no
+type for is an extension of it; the bytes of arrays and tensors lie behind the MessagePack, each at a multiple of 64.
+
+    0   4   length of the MessagePack, little-endian
+    4       MessagePack, then zeros up to a multiple of 64 (if arrays follow)
+            the bytes of the arrays, each followed by zeros up to a multiple of 64
+
+Dicts keep their order and keys; integers of any size, NaN and infinities are kept; bytearrays come back as bytes. Arrays and
+tensors are writable copies. Subclasses are refused, since they would come back as something else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ormsgpack
+
+from mmds.errors import SampleError, printable
+
+NdArray = np.ndarray[Any, Any]
+ALIGN = 64
+TUPLE, ARRAY, TENSOR, SET, FROZENSET, INT, COMPLEX, NUMBER = range(1, 9)
+READ = ormsgpack.OPT_NON_STR_KEYS
+EXACT = (
+    READ
+    | ormsgpack.OPT_PASSTHROUGH_BIG_INT
+    | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_TUPLE
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
+
+
+def encode(sample: Any) -> bytes:
+    """Return a sample as bytes. Raises `SampleError` that says where there is something that cannot be kept."""
+    buffers = Buffers()
+    try:
+        packed = ormsgpack.packb(sample, default=partial(_wrap, buffers), option=EXACT)
+    except TypeError as error:
+        place, what = "", str(error)
+        if buffers.unfit is not None:
+            place, what = next(_paths(sample, buffers.unfit[0], ""), ""), buffers.unfit[1]
+        raise SampleError(f"sample{printable(place)}: {printable(what, 500)}") from None
+    start = len(packed).to_bytes(4, "little")
+    if not buffers:
+        return start + packed
+    parts: list[Any] = [start, packed, bytes(-(4 + len(packed)) % ALIGN)]
+    for buffer in buffers:
+        parts += [buffer, bytes(-len(buffer) % ALIGN)]
+    return b"".join(parts)
+
+
+def decode(data: memoryview | bytes) -> Any:
+    """Return the sample. Raises ValueError if `data` is no record."""
+    view = memoryview(data)
+    end = 4 + int.from_bytes(view[:4], "little")
+    if not 4 < end <= len(view):
+        raise ValueError(f"a record of {len(view)} bytes that says it is {end}")
+    return ormsgpack.unpackb(view[4:end], ext_hook=partial(_unwrap, view, -(-end // ALIGN) * ALIGN), option=READ)
+
+
+class Buffers(list[memoryview]):
+    """The bytes of a sample's arrays, and what of it cannot be kept."""
+
+    unfit: tuple[Any, str] | None = None
+
+    def refuse(self, value: Any, what: str) -> TypeError:
+        """Return an error, which will not come through the encoder whole."""
+        self.unfit = value, what
+        return TypeError(what)
+
+
+def _wrap(buffers: Buffers, value: Any) -> ormsgpack.Ext:
+    kind = type(value)
+    wrapper = _WRAPPERS.get(kind)
+    if wrapper is None and (kind.__module__, kind.__qualname__) == ("torch", "Tensor"):
+        wrapper = _wrap_tensor
+    if wrapper is None and isinstance(value, np.generic):
+        wrapper = _wrap_number
+    if wrapper is None:
+        known = "dicts, lists, tuples, sets, strings, bytes, numbers, arrays or tensors"
+        raise buffers.refuse(
+            value, f"a {kind.__module__}.{kind.__qualname__}, which cannot be kept; make {known} of it"
+        )
+    code, content = wrapper(buffers, value)
+    return ormsgpack.Ext(code, ormsgpack.packb(content, default=partial(_wrap, buffers), option=EXACT))
+
+
+def _wrap_array(buffers: Buffers, value: NdArray) -> tuple[int, Any]:
+    if value.dtype.kind not in "biufcmMSU":
+        raise buffers.refuse(
+            value, f"an array of {value.dtype}, which cannot be kept; only numbers, dates and strings of one size"
+        )
+    return ARRAY, [value.dtype.str, list(value.shape), _place(buffers, np.ascontiguousarray(value))]
+
+
+def _wrap_number(buffers: Buffers, value: Any) -> tuple[int, Any]:
+    if value.dtype.kind not in "biufcmMSU":
+        raise buffers.refuse(value, f"a number of {value.dtype}, which cannot be kept")
+    return NUMBER, [value.dtype.str, value.tobytes()]
+
+
+def _wrap_tensor(buffers: Buffers, value: Any) -> tuple[int, Any]:
+    torch = sys.modules["torch"]
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.requires_grad:
+        raise buffers.refuse(
+            value, f"a {value.layout} tensor on {value.device} that cannot be kept; pass .detach().cpu().to_dense()"
+        )
+    array = value.contiguous().view(-1).view(torch.uint8).numpy() if value.numel() else np.empty(0, np.uint8)
+    return TENSOR, [str(value.dtype).removeprefix("torch."), list(value.shape), _place(buffers, array)]
+
+
+def _place(buffers: Buffers, array: NdArray) -> int:
+    """Return where among the buffers the bytes of an array begin, in units of `ALIGN`."""
+    start = sum(-(-len(buffer) // ALIGN) for buffer in buffers)
+    buffers.append(array.reshape(-1).view(np.uint8).data if array.size else memoryview(b""))
+    return start
+
+
+_WRAPPERS: dict[type, Callable[[Buffers, Any], tuple[int, Any]]] = {
+    tuple: lambda _, value: (TUPLE, list(value)),
+    set: lambda _, value: (SET, list(value)),
+    frozenset: lambda _, value: (FROZENSET, list(value)),
+    int: lambda _, value: (INT, str(value)),
+    complex: lambda _, value: (COMPLEX, [value.real, value.imag]),
+    np.ndarray: _wrap_array,
+}
+
+
+def _unwrap(view: memoryview, first: int, code: int, data: bytes) -> Any:
+    content = ormsgpack.unpackb(data, ext_hook=partial(_unwrap, view, first), option=READ)
+    if code == TUPLE:
+        return tuple(content)
+    if code == ARRAY:
+        dtype = np.dtype(content[0])
+        return _array(view, first, content, dtype.itemsize).view(dtype).reshape(content[1])
+    if code == TENSOR:
+        torch = importlib.import_module("torch")
+        dtype = getattr(torch, content[0])
+        array = _array(view, first, content, dtype.itemsize)
+        return (torch.from_numpy(array).view(dtype) if array.size else torch.empty(0, dtype=dtype)).view(content[1])
+    if code == NUMBER:
+        return np.frombuffer(content[1], content[0])[0]
+    return _MAKERS[code](content)
+
+
+def _array(view: memoryview, first: int, content: Any, itemsize: int) -> NdArray:
+    begin = first + content[2] * ALIGN
+    size = math.prod(content[1]) * itemsize
+    if not 0 <= begin <= begin + size <= max(begin, len(view)):
+        raise ValueError("an array that ends behind its record")
+    return np.frombuffer(view[begin : begin + size], np.uint8).copy()
+
+
+_MAKERS: dict[int, Callable[[Any], Any]] = {
+    SET: set,
+    FROZENSET: frozenset,
+    INT: int,
+    COMPLEX: lambda parts: complex(*parts),
+}
+
+
+def _paths(value: Any, wanted: Any, place: str) -> Iterator[str]:
+    if value is wanted:
+        yield place
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _paths(child, wanted, f"{place}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for number, child in enumerate(value):
+            yield from _paths(child, wanted, f"{place}[{number}]")
