@@ -3,7 +3,7 @@
 A record is MessagePack, as far as a sample consists of dicts, lists, strings, bytes, numbers and None. What MessagePack has no
 type for is an extension of it; the bytes of arrays and tensors lie behind the MessagePack, each at a multiple of 64.
 
-    0   4   length of the MessagePack, little-endian
+    0   4   length of the MessagePack, little-endian; bit 31 says that its list is a tuple, as most samples are
     4       MessagePack, then zeros up to a multiple of 64 (if arrays follow)
             the bytes of the arrays, each followed by zeros up to a multiple of 64
 
@@ -14,20 +14,21 @@ tensors are writable copies. Subclasses are refused, since they would come back 
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import ormsgpack
 
+from mmds.dtypes import LOGICAL, STORED
 from mmds.errors import SampleError, printable
 
 NdArray = np.ndarray[Any, Any]
 ALIGN = 64
 TUPLE, ARRAY, TENSOR, SET, FROZENSET, INT, COMPLEX, NUMBER = range(1, 9)
+IS_TUPLE = 2**31
 READ = ormsgpack.OPT_NON_STR_KEYS
 EXACT = (
     READ
@@ -45,13 +46,15 @@ def encode(sample: Any) -> bytes:
     """Return a sample as bytes. Raises `SampleError` that says where there is something that cannot be kept."""
     buffers = Buffers()
     try:
-        packed = ormsgpack.packb(sample, default=partial(_wrap, buffers), option=EXACT)
+        packed = ormsgpack.packb(
+            list(sample) if type(sample) is tuple else sample, default=partial(_wrap, buffers), option=EXACT
+        )
     except TypeError as error:
         place, what = "", str(error)
         if buffers.unfit is not None:
             place, what = next(_paths(sample, buffers.unfit[0], ""), ""), buffers.unfit[1]
         raise SampleError(f"sample{printable(place)}: {printable(what, 500)}") from None
-    start = len(packed).to_bytes(4, "little")
+    start = (len(packed) | (IS_TUPLE if type(sample) is tuple else 0)).to_bytes(4, "little")
     if not buffers:
         return start + packed
     parts: list[Any] = [start, packed, bytes(-(4 + len(packed)) % ALIGN)]
@@ -63,10 +66,12 @@ def encode(sample: Any) -> bytes:
 def decode(data: memoryview | bytes) -> Any:
     """Return the sample. Raises ValueError if `data` is no record."""
     view = memoryview(data)
-    end = 4 + int.from_bytes(view[:4], "little")
+    said = int.from_bytes(view[:4], "little")
+    end = 4 + said % IS_TUPLE
     if not 4 < end <= len(view):
         raise ValueError(f"a record of {len(view)} bytes that says it is {end}")
-    return ormsgpack.unpackb(view[4:end], ext_hook=partial(_unwrap, view, -(-end // ALIGN) * ALIGN), option=READ)
+    sample = ormsgpack.unpackb(view[4:end], ext_hook=partial(_unwrap, view, -(-end // ALIGN) * ALIGN), option=READ)
+    return tuple(sample) if said >= IS_TUPLE else sample
 
 
 class Buffers(list[memoryview]):
@@ -116,8 +121,12 @@ def _wrap_tensor(buffers: Buffers, value: Any) -> tuple[int, Any]:
         raise buffers.refuse(
             value, f"a {value.layout} tensor on {value.device} that cannot be kept; pass .detach().cpu().to_dense()"
         )
+    name = str(value.dtype).removeprefix("torch.")
+    if name not in STORED:
+        raise buffers.refuse(value, f"a tensor of {value.dtype}, which cannot be kept")
+    value = value.resolve_conj().resolve_neg()
     array = value.contiguous().view(-1).view(torch.uint8).numpy() if value.numel() else np.empty(0, np.uint8)
-    return TENSOR, [str(value.dtype).removeprefix("torch."), list(value.shape), _place(buffers, array)]
+    return TENSOR, [name, list(value.shape), _place(buffers, array)]
 
 
 def _place(buffers: Buffers, array: NdArray) -> int:
@@ -138,28 +147,35 @@ _WRAPPERS: dict[type, Callable[[Buffers, Any], tuple[int, Any]]] = {
 
 
 def _unwrap(view: memoryview, first: int, code: int, data: bytes) -> Any:
+    if code in (ARRAY, TENSOR):
+        dtype, shape, start, torch_dtype = _described(code, data)
+        try:
+            array = np.ndarray(shape, dtype, view, first + start).copy()
+        except TypeError:
+            raise ValueError("an array that ends behind its record") from None
+        return array if code == ARRAY else _tensor(array, torch_dtype)
     content = ormsgpack.unpackb(data, ext_hook=partial(_unwrap, view, first), option=READ)
     if code == TUPLE:
         return tuple(content)
-    if code == ARRAY:
-        dtype = np.dtype(content[0])
-        return _array(view, first, content, dtype.itemsize).view(dtype).reshape(content[1])
-    if code == TENSOR:
-        torch = importlib.import_module("torch")
-        dtype = getattr(torch, content[0])
-        array = _array(view, first, content, dtype.itemsize)
-        return (torch.from_numpy(array).view(dtype) if array.size else torch.empty(0, dtype=dtype)).view(content[1])
     if code == NUMBER:
         return np.frombuffer(content[1], content[0])[0]
     return _MAKERS[code](content)
 
 
-def _array(view: memoryview, first: int, content: Any, itemsize: int) -> NdArray:
-    begin = first + content[2] * ALIGN
-    size = math.prod(content[1]) * itemsize
-    if not 0 <= begin <= begin + size <= max(begin, len(view)):
-        raise ValueError("an array that ends behind its record")
-    return np.frombuffer(view[begin : begin + size], np.uint8).copy()
+@lru_cache(1024)
+def _described(code: int, data: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int, Any]:
+    """Return what samples of the same structure say again and again: dtype, shape, place, and which view of it a tensor is."""
+    name, shape, start = ormsgpack.unpackb(data)
+    if code == ARRAY:
+        return np.dtype(name), tuple(shape), start * ALIGN, None
+    torch_dtype = getattr(importlib.import_module("torch"), name)
+    stored = STORED[name]
+    return stored, tuple(shape), start * ALIGN, torch_dtype if name in LOGICAL else None
+
+
+def _tensor(array: NdArray, view_as: Any) -> Any:
+    tensor = sys.modules["torch"].from_numpy(array)
+    return tensor if view_as is None else tensor.view(view_as)
 
 
 _MAKERS: dict[int, Callable[[Any], Any]] = {

@@ -146,8 +146,8 @@ class _Handle:
     def __init__(self, shared: SharedDataset) -> None:
         self.pid, self.n = os.getpid(), len(shared.dataset)
         self._dataset, self._shown = shared.dataset, printable(shared.name)
-        kind = type(shared.dataset)
-        identity = f"{kind.__module__}.{kind.__qualname__}\n{self.n}\n{shared.version}"
+        # without the module, which is __main__ in a script, __mp_main__ in its workers, and its name where it is imported
+        identity = f"{type(shared.dataset).__qualname__}\n{self.n}\n{shared.version}"
         folder = shared.path.parent
         keep = shared.directory is not None
         if not keep:

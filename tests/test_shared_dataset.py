@@ -165,6 +165,23 @@ def test_a_second_program_reuses_what_is_there(slow: Slow, name: str) -> None:
     assert len(slow.reads()) == 2 * COUNT
 
 
+def test_a_script_and_its_workers_are_one_program(tmp_path: Path, name: str) -> None:
+    (tmp_path / "script.py").write_text(
+        "import multiprocessing, sys\n"
+        "from mmds import SharedDataset\n"
+        "class Squares:\n"
+        "    def __len__(self): return 9\n"
+        "    def __getitem__(self, i): return i * i\n"
+        "def read(shared): return shared[5]\n"
+        "if __name__ == '__main__':\n"
+        f"    shared = SharedDataset(Squares(), {name!r})\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(shared[4], pool.map(read, [shared]), shared.filled)\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    assert done.stdout == "16 [25] 2\n", done.stderr
+
+
 def test_memory_goes_with_the_last_process(slow: Slow, name: str) -> None:
     one, other = SharedDataset(slow, name), SharedDataset(slow, name)
     one[0], other[0]
