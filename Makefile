@@ -40,6 +40,10 @@ bench: .venv/ready
 	.venv/bin/python -m benchmarks.reading
 	.venv/bin/python -m benchmarks.conversion
 	.venv/bin/python -m benchmarks.memory.workers
+	.venv/bin/python -m benchmarks.memory.lists
+	.venv/bin/python -m benchmarks.memory.limits
+	.venv/bin/python -m benchmarks.memory.pool
+	.venv/bin/python -m benchmarks.memory.cached
 	.venv/bin/python -m benchmarks.stores
 	.venv/bin/python -m benchmarks.transport
 	.venv/bin/python -m benchmarks.images

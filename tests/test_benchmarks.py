@@ -28,7 +28,7 @@ from benchmarks import (
     sparse,
     transport,
 )
-from benchmarks.memory import workers
+from benchmarks.memory import cached, workers
 from benchmarks.memory.epoch import Measurement, Moment
 from benchmarks.memory.report import broken_promises, table
 
@@ -54,6 +54,14 @@ def test_reading() -> None:
     text = reading.report(figures, figures["samples"], figures["rounds"])
     assert "| batch of 256 : `np.copyto` of as many bytes, speed |" in text
     assert f"mmds {importlib.metadata.version('mmds')}" in text
+
+
+def test_cached() -> None:
+    done = run("memory.cached", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    assert sum(figures["together"]) == figures["samples"] == 50  # four processes read nothing twice
+    assert cached.report(figures).startswith("filling adds ")
 
 
 def test_scaling() -> None:

@@ -92,7 +92,7 @@ def together(count: int) -> list[int]:
     """Return how many samples each of the processes made that filled one cache at once."""
     shared = mmds.SharedDataset(Computed(count), f"benchmark-{secrets.token_hex(6)}")
     assert shared.filled == 0
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     ready, made = context.Barrier(PROCESSES), context.Queue()
     processes = [context.Process(target=_fill, args=(shared, seed, ready, made)) for seed in range(PROCESSES)]
     for process in processes:
