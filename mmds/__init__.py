@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mmds import memory as memory
     from mmds.dataset import MemoryMappedDataset as MemoryMappedDataset
     from mmds.fields import Array as Array
     from mmds.fields import Audio as Audio
@@ -56,10 +57,12 @@ _HOME = {
     "Writer": "writer",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, "memory"])
 
 
 def __getattr__(name: str) -> object:
+    if name == "memory":  # a module of its own: mmds.memory.watch
+        return importlib.import_module("mmds.memory")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'mmds' has no attribute {name!r}")

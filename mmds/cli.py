@@ -220,5 +220,47 @@ def verify(path: Path, num_workers: int | None, no_progress: bool, as_json: bool
         sys.exit(1)
 
 
+class _WithCommand(click.Command):
+    """A command whose arguments after `--` are somebody else's, kept in `ctx.obj`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        ctx.obj = args[at + 1 :]
+        return super().parse_args(ctx, args[:at])
+
+
+@main.command(cls=_WithCommand)
+@click.argument("pid", type=click.IntRange(1), required=False, metavar="[PID] [-- COMMAND...]")
+@click.option(
+    "--interval", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Seconds between looks."
+)
+@click.option(
+    "--csv", type=click.Path(path_type=Path, dir_okay=False), help="Write every look to this file, as it is taken."
+)
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw memory over time to this file.")
+@click.option("--once", is_flag=True, help="Look once, and print a table.")
+@click.option("--live", is_flag=True, help="Draw a live table while COMMAND runs, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
+def memory(ctx: click.Context, /, pid: int | None, once: bool, live: bool, **options: Any) -> None:
+    """Watch the memory of process PID, or of COMMAND, and of all that it starts; say if private memory or page cache grows.
+
+    COMMAND has the terminal to itself; the result follows on stderr. Its exit code is passed on.
+    """
+    from mmds.memorycommand import look_once, run_command, watch_process
+
+    command = ctx.obj
+    if (pid is None) == (not command):
+        raise click.UsageError("expected either PID or -- COMMAND, such as: mmds memory -- python train.py")
+    if once and (pid is None or options["csv"] or options["png"]):
+        raise click.UsageError("--once looks at PID once; it has no COMMAND, and nothing to write over time")
+    if pid is None:
+        sys.exit(run_command(command, live=live, **options))
+    elif once:
+        look_once(pid, options["as_json"])
+    else:
+        watch_process(pid, **options)
+
+
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))

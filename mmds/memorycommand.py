@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from mmds.memory import Snapshot, Watch, look, watch
+from mmds.memory import Snapshot, Watch, look, require_psutil, watch
 from mmds.memoryplot import plot, require_matplotlib
 from mmds.memoryreport import csv_rows, describe, live_view, print_snapshot, summarize
 from mmds.smaps import FIGURES
@@ -46,10 +47,12 @@ def run_command(
     command: list[str], *, interval: float, csv: Path | None, png: Path | None, as_json: bool, live: bool
 ) -> int:
     """Run a command and watch it until it ends; then print to stderr what grew. Return its exit code, as a shell has it."""
-    with _outputs(csv, png, live) as each:
+    require_psutil()
+    with _outputs(csv, png, live) as each, _passing_on() as started:
         process = subprocess.Popen(command)
+        started.append(process)
         try:
-            with _passing_on(process), Watch(process.pid, interval, each) as watched:
+            with Watch(process.pid, interval, each) as watched:
                 code = _wait(process)
         finally:
             _wait(process)  # whatever fails here, the command is not to be left alone
@@ -66,11 +69,19 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 @contextlib.contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass on to `process` what a supervisor tells this one only: to end."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+def _passing_on() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Yield a list; tell the processes in it to end when a supervisor tells this one, and only this one."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def end(number: int, frame: object) -> None:
+        if not started:
+            sys.exit(128 + number)
+        for process in started:
+            process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield started
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -135,8 +135,8 @@ def verdict(summary: dict[str, Any]) -> list[str]:
     resident, shared = (summary["highest"][name] - summary["first"][name] for name in ("rss", "shared"))
     if resident >= SLIGHT and shared >= SLIGHT:
         lines.append(
-            f"RSS grew by {size(resident)}. It counts in each process what several share; up to {size(min(resident, shared))} of "
-            "it are pages of files and shared memory."
+            f"RSS grew by {size(resident)}. It counts in each process what several share; "
+            f"up to {size(min(resident, shared))} of it are pages of files and shared memory."
         )
     return lines
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(4):
             (tmp_path / "photos" / name / f"{number}.jpg").write_bytes(jpeg(number + len(name), (64, 64)))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("import mmds\nmmds.verify('raw.mmds')\n")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # README's python is this one
     names: dict[str, Any] = {}
     commands = 0
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S):
