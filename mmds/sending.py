@@ -129,6 +129,7 @@ class _Segment:
     def __init__(self, size: int) -> None:
         self.token = os.urandom(8)
         self.fd = os.memfd_create("mmds-batch", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self.fd).atexit = False
         os.ftruncate(self.fd, PLACE + size)
         memory: NdArray = np.frombuffer(mmap.mmap(self.fd, PLACE + size), np.uint8)
         _populate(address(memory), len(memory))
@@ -139,9 +140,6 @@ class _Segment:
     def is_free(self) -> bool:
         """Whether neither this process nor the other one has a tensor over it."""
         return not self.leased and not self.header[0]
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
 
 class _Lease:

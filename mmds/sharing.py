@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import os
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -79,6 +80,7 @@ class _File:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        weakref.finalize(self, os.close, fd).atexit = False  # the kernel does that
         self.mapped = MappedFile(f"/proc/self/fd/{fd}")
         self.mapped.path = "shared samples"
         items = self.mapped.items[0]
@@ -89,9 +91,6 @@ class _File:
         """Return sample `row`."""
         start, stop = self._span(row)
         return decode(self._view[start:stop])
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
 
 def share(

@@ -208,9 +208,9 @@ def test_more_files_than_may_be_open(tmp_path: Path, few_descriptors: int, monke
             writer.extend({"x": 3 * number + i} for i in range(3))
     original = MappedFile.__init__
 
-    def open_file(file: MappedFile, path: str) -> None:
+    def open_file(file: MappedFile, path: str, **options: Any) -> None:
         opened.append(path)
-        original(file, path)
+        original(file, path, **options)
 
     monkeypatch.setattr(MappedFile, "__init__", open_file)
     reader = mmds.open(tmp_path / "*.mmds")

@@ -222,5 +222,10 @@ def test_the_ranks_of_a_host_share_what_the_first_one_packs() -> None:
 
 
 def test_only_what_is_needed_is_imported() -> None:
-    code = "import mmds, sys; mmds.share([1]); print(sorted({'torch', 'pyarrow', 'h5py'} & set(sys.modules)))"
+    code = "import mmds, sys; s = mmds.share([1]); print(sorted({'torch', 'pyarrow', 'h5py'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_nothing_is_said_at_exit() -> None:
+    code = "import torch.utils.data, mmds; s = mmds.share([1, 2, 3]); assert s[1] == 2"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b""
