@@ -14,6 +14,7 @@ tensors are writable copies. Subclasses are refused, since they would come back 
 from __future__ import annotations
 
 import importlib
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -27,8 +28,9 @@ from mmds.errors import SampleError, printable
 
 NdArray = np.ndarray[Any, Any]
 ALIGN = 64
-TUPLE, ARRAY, TENSOR, SET, FROZENSET, INT, COMPLEX, NUMBER = range(1, 9)
+ARRAY, TENSOR, TUPLE, SET, FROZENSET, INT, COMPLEX, NUMBER = range(1, 9)
 IS_TUPLE = 2**31
+_length = struct.Struct("<I").unpack_from
 READ = ormsgpack.OPT_NON_STR_KEYS
 EXACT = (
     READ
@@ -65,12 +67,12 @@ def encode(sample: Any) -> bytes:
 
 def decode(data: memoryview | bytes) -> Any:
     """Return the sample. Raises ValueError if `data` is no record."""
-    view = memoryview(data)
-    said = int.from_bytes(view[:4], "little")
+    size = len(data)
+    said = _length(data)[0] if size > 4 else 0
     end = 4 + said % IS_TUPLE
-    if not 4 < end <= len(view):
-        raise ValueError(f"a record of {len(view)} bytes that says it is {end}")
-    sample = ormsgpack.unpackb(view[4:end], ext_hook=partial(_unwrap, view, -(-end // ALIGN) * ALIGN), option=READ)
+    if not 4 < end <= size:
+        raise ValueError(f"a record of {size} bytes that says it is {end}")
+    sample = ormsgpack.unpackb(data[4:end], ext_hook=partial(_unwrap, data, -(-end // ALIGN) * ALIGN), option=READ)
     return tuple(sample) if said >= IS_TUPLE else sample
 
 
@@ -146,15 +148,14 @@ _WRAPPERS: dict[type, Callable[[Buffers, Any], tuple[int, Any]]] = {
 }
 
 
-def _unwrap(view: memoryview, first: int, code: int, data: bytes) -> Any:
-    if code in (ARRAY, TENSOR):
-        dtype, shape, start, torch_dtype = _described(code, data)
+def _unwrap(record: memoryview | bytes, first: int, code: int, data: bytes) -> Any:
+    if code <= TENSOR:
+        dtype, shape, start, finish = _described(code, data)
         try:
-            array = np.ndarray(shape, dtype, view, first + start).copy()
+            return finish(np.ndarray(shape, dtype, record, first + start))
         except TypeError:
             raise ValueError("an array that ends behind its record") from None
-        return array if code == ARRAY else _tensor(array, torch_dtype)
-    content = ormsgpack.unpackb(data, ext_hook=partial(_unwrap, view, first), option=READ)
+    content = ormsgpack.unpackb(data, ext_hook=partial(_unwrap, record, first), option=READ)
     if code == TUPLE:
         return tuple(content)
     if code == NUMBER:
@@ -163,19 +164,21 @@ def _unwrap(view: memoryview, first: int, code: int, data: bytes) -> Any:
 
 
 @lru_cache(1024)
-def _described(code: int, data: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int, Any]:
-    """Return what samples of the same structure say again and again: dtype, shape, place, and which view of it a tensor is."""
+def _described(code: int, data: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int, Callable[[NdArray], Any]]:
+    """Return what samples of one structure say again and again: dtype, shape, place, and what makes a copy of the array."""
     name, shape, start = ormsgpack.unpackb(data)
     if code == ARRAY:
-        return np.dtype(name), tuple(shape), start * ALIGN, None
-    torch_dtype = getattr(importlib.import_module("torch"), name)
-    stored = STORED[name]
-    return stored, tuple(shape), start * ALIGN, torch_dtype if name in LOGICAL else None
+        return np.dtype(name), tuple(shape), start * ALIGN, np.ndarray.copy
+    torch = importlib.import_module("torch")
+    from_numpy, view_as = torch.from_numpy, getattr(torch, name)
 
+    def tensor(array: NdArray) -> Any:
+        return from_numpy(array.copy())
 
-def _tensor(array: NdArray, view_as: Any) -> Any:
-    tensor = sys.modules["torch"].from_numpy(array)
-    return tensor if view_as is None else tensor.view(view_as)
+    def viewed(array: NdArray) -> Any:
+        return from_numpy(array.copy()).view(view_as)
+
+    return STORED[name], tuple(shape), start * ALIGN, viewed if name in LOGICAL else tensor
 
 
 _MAKERS: dict[int, Callable[[Any], Any]] = {

@@ -40,6 +40,7 @@ HEADER = np.dtype(
 TABLE = 4096  # where the table begins
 ALIGN = 64
 HEAD = 16  # bytes before a sample: length and hash
+_length = struct.Struct("<Q").unpack_from
 SPARE = 2**26  # bytes of a control group's limit that are left to others
 STEP = 2**24  # bytes that a process writes before it looks at the limit again
 NEXT = HEADER.fields["next"][1]  # type: ignore[index]
@@ -71,9 +72,10 @@ class SampleCache:
         start = self._table.item(index)
         if not start:
             return None
-        length, found = struct.unpack_from("<QQ", self._view, start - HEAD)
+        length = _length(self._view, start - HEAD)[0]
         data = self._view[start : start + length]
         if self._keep and not self._checked[index]:  # a computer may have stopped between the record and its entry
+            found = _length(self._view, start - HEAD + 8)[0]
             if len(data) != length or xxhash.xxh3_64_intdigest(data) != found:
                 raise FormatError(
                     f"{printable(self._path)}: sample {index} is damaged; delete the file to fill it again"

@@ -78,10 +78,11 @@ class SharedDataset:
         handle = self._handle
         if handle is None or handle.pid != os.getpid():
             handle = self._open()
-        number = int(index) + handle.n if index < 0 else int(index)
+        number = index + handle.n if index < 0 else index
         if not 0 <= number < handle.n:
             raise IndexError(f"index {index} is out of range for {handle.n} samples")
-        sample = handle.get(number)
+        data = handle.cache.get(number)
+        sample = handle.get(int(number)) if data is None else decode(data)
         return sample if self.transform is None else self.transform(sample)
 
     def __iter__(self) -> Iterator[Any]:
