@@ -72,7 +72,7 @@ class SharedDataset:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self._open().n  # which a DataLoader asks for where it is made: that process outlives its workers
 
     def __getitem__(self, index: int) -> Any:
         handle = self._handle

@@ -111,6 +111,17 @@ def test_workers_of_a_dataloader_read_together(slow: Slow, name: str, method: st
     shared.close()
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_what_workers_read_outlives_them(slow: Slow, name: str, method: str) -> None:
+    shared = SharedDataset(slow, name)
+    for _ in range(2):  # with new workers each time
+        options: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": method, "collate_fn": unchanged}
+        for found in DataLoader(shared, None, **options):  # type: ignore[arg-type]
+            assert_same(found, found["label"][0])
+    assert sorted(slow.reads()) == list(range(COUNT))
+    shared.close()
+
+
 def unchanged(sample: Any) -> Any:
     return sample
 
