@@ -50,9 +50,11 @@ class DiskReads:
     def wanted(self, samples: int) -> bool:
         """Return whether a batch of so many samples should be asked for before it is read."""
         if not self._left:
-            reads = _disk_reads()
+            reads, was_on = _disk_reads(), self._on
             self._on = reads - self._reads > SHARE * self._samples
-            self._reads, self._left, self._samples = reads, BATCHES, 0
+            # One batch without, to see whether it misses: not all file systems count what was asked for ahead.
+            self._left = 1 if was_on and not self._on else BATCHES
+            self._reads, self._samples = reads, 0
         self._left -= 1
         self._samples += samples
         return self._on

@@ -97,10 +97,12 @@ def test_it_is_on_for_the_first_batch_and_while_the_disk_is_read(monkeypatch: py
     reads = 5.0
     monkeypatch.setattr(readahead, "_disk_reads", lambda: reads)
     disk = DiskReads()
-    assert [disk.wanted(10) for _ in range(2 * BATCHES + 1)] == [True] + [False] * 2 * BATCHES
+    assert [disk.wanted(10) for _ in range(2 * BATCHES + 2)] == [True] + [False] * (2 * BATCHES + 1)
     reads += 10  # an eighth of the samples: a little of something else
     assert [disk.wanted(10) for _ in range(2 * BATCHES)] == [False] * 2 * BATCHES
     reads += 11
+    assert [disk.wanted(10) for _ in range(BATCHES + 1)] == [True] * BATCHES + [False]  # and one to look
+    reads += 2
     assert [disk.wanted(10) for _ in range(2 * BATCHES)] == [True] * BATCHES + [False] * BATCHES
 
 
