@@ -23,6 +23,7 @@ BASE = Process(pss=100 * MIB, uss=90 * MIB, shared=30 * MIB, private=90 * MIB)
 TIMES = {"pack": {"pickle": 1.0, "share": 1.4}, "read": {"pickled": 2.0, "share": 2.9}}
 
 
+@pytest.mark.stress  # ten processes that import torch: half a minute
 def test_quick(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     arguments = ("--quick", "--json", str(file), "--plots", str(tmp_path / "plots"))
