@@ -118,6 +118,7 @@ def test_growth_and_outcome() -> None:
     assert "| **killed** in row 2 |" in table([done, killed], workload)
 
 
+@pytest.mark.stress  # many processes that import torch, or holes of a sparse file: half a minute
 def test_pool(tmp_path: Path) -> None:
     text, figures = run("benchmarks.memory.pool", tmp_path)
     data = figures["data_bytes"]

@@ -64,6 +64,7 @@ def test_cached() -> None:
     assert cached.report(figures).startswith("filling adds ")
 
 
+@pytest.mark.stress  # many processes that import torch, or holes of a sparse file: half a minute
 def test_scaling() -> None:
     done = run("scaling", "--quick", "--json")
     assert done.returncode == 0, done.stderr
