@@ -44,8 +44,8 @@ EXACT = (
 )
 
 
-def encode(sample: Any) -> bytes:
-    """Return a sample as bytes. Raises `SampleError` that says where there is something that cannot be kept."""
+def encode(sample: Any, number: int | str = "") -> bytes:
+    """Return sample `number` as bytes. Raises `SampleError` that says where there is something that cannot be kept."""
     buffers = Buffers()
     try:
         packed = ormsgpack.packb(
@@ -55,7 +55,11 @@ def encode(sample: Any) -> bytes:
         place, what = "", str(error)
         if buffers.unfit is not None:
             place, what = next(_paths(sample, buffers.unfit[0], ""), ""), buffers.unfit[1]
-        raise SampleError(f"sample{printable(place)}: {printable(what, 500)}") from None
+        raise SampleError(f"{f'sample {number}'.rstrip()}{printable(place)}: {printable(what, 500)}") from None
+    if len(packed) >= IS_TUPLE:
+        raise SampleError(
+            f"{f'sample {number}'.rstrip()}: {len(packed):,} bytes without its arrays; expected less than 2 GiB"
+        )
     start = (len(packed) | (IS_TUPLE if type(sample) is tuple else 0)).to_bytes(4, "little")
     if not buffers:
         return start + packed

@@ -64,7 +64,6 @@ class SampleCache:
         self._view = memoryview(mapped)
         self._header: NdArray = np.frombuffer(mapped, HEADER, 1)
         self._table: NdArray = np.frombuffer(mapped, "<u8", n, TABLE)
-        self._data = _aligned(TABLE + 8 * n)
         self._checked = np.zeros(n if keep else 0, bool)
 
     def get(self, index: int) -> memoryview | None:

@@ -24,6 +24,7 @@ from mmds.schema import Schema
 from mmds.writer import Writer
 
 MEMORY = Path("/dev/shm")
+MOST = 2**42  # bytes of the file by default; it is a hole as far as it is not filled, but file systems have limits
 STRIPES = 64  # locks that the threads of a process share
 
 
@@ -60,16 +61,10 @@ class SharedDataset:
     ) -> None:
         if not name:
             raise ValueError("name='': expected a name that says which samples these are")
-        self.dataset, self.name, self.capacity, self.transform, self.version = (
-            dataset,
-            name,
-            capacity,
-            transform,
-            version,
-        )
+        self.dataset, self.name, self.capacity = dataset, name, capacity
+        self.transform, self.version = transform, version
         self.directory = None if directory is None else Path(directory).absolute()
         self._handle: _Handle | None = None
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._open().n  # which a DataLoader asks for where it is made: that process outlives its workers
@@ -127,18 +122,15 @@ class SharedDataset:
             handle.close()
 
     def _open(self) -> _Handle:
-        with self._lock:
-            handle = self._handle
-            if handle is None or handle.pid != os.getpid():
-                handle = self._handle = _Handle(self)
-            return handle
+        handle = (
+            self._handle
+        )  # no lock, which a fork might copy locked: two threads may both open it, and one is dropped
+        if handle is None or handle.pid != os.getpid():
+            handle = self._handle = _Handle(self)
+        return handle
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key != "_lock"}
-        return {**state, "_handle": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        return {**self.__dict__, "_handle": None}
 
 
 class _Handle:
@@ -153,7 +145,7 @@ class _Handle:
         keep = shared.directory is not None
         if not keep:
             reclaim(folder, _prefix())
-        size = shutil.disk_usage(folder).free if shared.capacity is None else shared.capacity
+        size = min(shutil.disk_usage(folder).free, MOST) if shared.capacity is None else shared.capacity
         self.cache = SampleCache(shared.path, self.n, identity, size, keep=keep)
         self._threads = [threading.Lock() for _ in range(STRIPES)]
         self._warned = False
@@ -166,7 +158,7 @@ class _Handle:
             with self._threads[number % STRIPES], self.cache.lock(number):
                 data = self.cache.get(number)  # somebody else has read it meanwhile
                 if data is None:
-                    data = encode(self._dataset[number])
+                    data = encode(self._dataset[number], number)
                     try:
                         self.cache.put(number, data)
                     except Full:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from mmds.errors import MmdsError, SampleError, printable
+from mmds.errors import MmdsError, printable
 from mmds.fields import Bytes
 from mmds.items import VariableItems
 from mmds.mapped import MappedFile
@@ -121,15 +121,8 @@ def _pack(samples: Iterable[Any], directory: str | os.PathLike[str] | None) -> i
     with _UnnamedWriter(directory) as writer:
         numbered = enumerate(samples)
         while chunk := list(itertools.islice(numbered, CHUNK)):
-            writer.write_batch({"sample": [_encode(number, sample) for number, sample in chunk]})
+            writer.write_batch({"sample": [encode(sample, number) for number, sample in chunk]})
     return writer.draft.published
-
-
-def _encode(number: int, sample: Any) -> bytes:
-    try:
-        return encode(sample)
-    except SampleError as error:
-        raise SampleError(f"sample {number}: {error}") from None
 
 
 class _UnnamedDraft(Draft):

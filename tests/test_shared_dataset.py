@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 import mmds
 from mmds import samplecache
-from mmds.errors import ExistsError, FormatError
+from mmds.errors import ExistsError, FormatError, SampleError
 from mmds.shareddataset import SharedDataset
 from tests.likeness import assert_alike
 
@@ -364,6 +364,14 @@ def test_an_error_of_the_dataset_is_its_own(name: str) -> None:
         with pytest.raises(OSError, match="no such picture"):
             shared[1]
     assert shared[2] == 2
+    shared.close()
+
+
+def test_what_cannot_be_kept_is_named(name: str) -> None:
+    shared = SharedDataset([1, {"x": object()}], name)
+    with pytest.raises(SampleError, match=r"^sample 1\['x'\]: a builtins.object, which cannot be kept"):
+        shared[1]
+    assert shared[0] == 1
     shared.close()
 
 
