@@ -77,7 +77,7 @@ class StoreWriter(SampleWriter):
 
     def _append(self, encoded: list[Encoded]) -> None:
         for pending, data in zip(self._pending, encoded, strict=True):
-            pending.append(data)
+            pending.append(_kept(data))
             self._pending_bytes += 0 if data is None else data.nbytes if isinstance(data, np.ndarray) else len(data)
         if len(self._pending[0]) >= BATCH_SAMPLES or self._pending_bytes >= BATCH_BYTES:
             self._flush()
@@ -117,3 +117,10 @@ class StoreWriter(SampleWriter):
             raise
         except OSError as error:
             raise StorageError(error.errno, f"cannot write {self._shown}: {printable(error)}") from error
+
+
+def _kept(data: Encoded) -> Encoded:
+    """Return `data` in memory of its own: the caller may well use the same array for the next sample."""
+    if isinstance(data, np.ndarray):
+        return data.copy()
+    return data if data is None or isinstance(data, bytes) else bytes(data)

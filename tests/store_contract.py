@@ -76,6 +76,16 @@ class StoreContract(RoundTrips, Reading):
             {"x": x, "t": t} for x, t in ((1, "one"), (2, "two"), (3, "three"), (6, "six"))
         ]
 
+    def test_an_array_may_be_filled_again_for_the_next_sample(self, tmp_path: Path) -> None:
+        path = tmp_path / f"a{self.suffix}"
+        array, data = np.zeros((20, 5), "f4"), bytearray(8)
+        with self.store().writer(path, {"x": mmds.Array("float32", (20, 5)), "b": mmds.Bytes()}) as writer:
+            for number in range(9):
+                array[:], data[:] = number, bytes([number]) * 8
+                writer.write({"x": array, "b": data})
+        for number, sample in enumerate(mmds.open(path)):
+            assert (sample["x"] == number).all() and sample["b"] == bytes([number]) * 8
+
     def test_a_missing_package_is_named_with_the_command(self, pair: Pair) -> None:
         store = self.store()
         if not store.extra:
