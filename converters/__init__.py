@@ -11,9 +11,12 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmds.converters.extensions import FILMS, SOUNDS, has_class_arrays, only_holds
+from mmds.converters.suffixes import is_shards
 from mmds.errors import OptionError, SourceError, printable
 
 Item = tuple[Any, ...]  # its first element is the name that people see; it must pickle, and cheaply
@@ -96,7 +99,28 @@ class Format:
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
-FORMATS = {"imagefolder": Format("mmds.converters.imagefolder", "a folder of pictures", Path.is_dir)}
+def _asks(module: str) -> Callable[[Path], bool]:
+    """Return the function that asks the module's own `recognise`, which is imported only then."""
+    return lambda path: bool(importlib.import_module(module).recognise(path))
+
+
+def _ends_in(*suffixes: str) -> Callable[[Path], bool]:
+    return lambda path: path.suffix.lower() in suffixes and path.is_file()
+
+
+FORMATS = {
+    "jsonl": Format("mmds.converters.jsonlines", "JSON lines", _ends_in(".jsonl", ".ndjson", ".json-lines")),
+    "csv": Format("mmds.converters.csvfile", "CSV or TSV", _ends_in(".csv", ".tsv")),
+    "audiofolder": Format("mmds.converters.audiofolder", "a folder of sounds", partial(only_holds, files=SOUNDS)),
+    "videofolder": Format("mmds.converters.videofolder", "a folder of films", partial(only_holds, files=FILMS)),
+    "npyfolder": Format("mmds.converters.npyfolder", "class folders of .npy files", has_class_arrays),
+    "webdataset": Format("mmds.converters.webdataset", "WebDataset shards (.tar)", is_shards),
+    "text": Format("mmds.converters.textfiles", "texts (.txt)", _asks("mmds.converters.textfiles")),
+    "megatron": Format("mmds.converters.megatron", "Megatron-LM's .bin and .idx", _asks("mmds.converters.megatron")),
+    "mds": Format("mmds.converters.mds", "MosaicML Streaming's MDS", _asks("mmds.converters.mds")),
+    "tfrecord": Format("mmds.converters.tfrecord", "TFRecord files", _asks("mmds.converters.tfrecord")),
+    "imagefolder": Format("mmds.converters.imagefolder", "a folder of pictures", Path.is_dir),
+}
 
 
 def sources(path: str | os.PathLike[str], format: str | None = None, **options: Any) -> list[Source]:

@@ -21,7 +21,9 @@ from mmds.converters.arrowwriter import bitmap, nested, primitive, to_arrays
 from mmds.errors import FormatError, SchemaError, printable
 from mmds.fields import Fixed, Kind, Label, Variable
 from mmds.items import FixedItems, NullableItems, VariableItems
+from mmds.schema import Schema
 from mmds.shards import Shards
+from mmds.sidecar import Joined
 from mmds.store import Items
 
 NdArray = np.ndarray[Any, Any]
@@ -34,6 +36,8 @@ def to_arrow(reader: Any, fields: Any = None) -> pa.Table:
     `fields` selects as `mmds.open` does. Fields that cannot be had without a copy are copied into memory if `fields`
     names them, else refused by a `SchemaError` that names them.
     """
+    if isinstance(reader.store, Joined):
+        return _joined(reader, reader.store, fields)
     if isinstance(reader.store, Shards):
         return pa.concat_tables([to_arrow(part, fields) for part in reader.parts()])
     selected, positions = (
@@ -51,8 +55,25 @@ def to_arrow(reader: Any, fields: Any = None) -> pa.Table:
                 f"{where} is not contiguous in the file; fields=[...] with its name copies it into memory"
             )
         arrays += [found] if found is not None else _copied(field.kind, items, reader._rows)
+    return pa.Table.from_arrays(arrays, schema=_schema(reader, selected))
+
+
+def _schema(reader: Any, selected: Schema) -> pa.Schema:
     said = canonical.dump({"fields": selected.to_json(), "metadata": dict(reader.metadata)})
-    return pa.Table.from_arrays(arrays, schema=arrowtypes.arrow_schema(selected).with_metadata({arrowtypes.KEY: said}))
+    return arrowtypes.arrow_schema(selected).with_metadata({arrowtypes.KEY: said})
+
+
+def _joined(reader: Any, store: Joined, fields: Any) -> pa.Table:
+    """Return the table of shards and sidecars: each column from the store that has it."""
+    selected, positions = (
+        (reader.fields, range(len(reader.fields))) if fields is None else reader.fields.select(_listed(fields))
+    )
+    columns: list[pa.ChunkedArray] = []
+    for position in positions:
+        home, inside = store.homes[store.schema.index(reader.stored_names[position])]
+        alone = type(reader)(home, reader._rows, home.schema[inside].name)
+        columns += to_arrow(alone, None if fields is None else alone.fields.names[0]).columns
+    return pa.Table.from_arrays(columns, schema=_schema(reader, selected))
 
 
 def _listed(fields: Any) -> Any:

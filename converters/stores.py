@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmds.errors import SourceError, missing, printable
+from mmds.manifest import MAGIC, NAME
 
 if TYPE_CHECKING:
     from mmds.store import Store
@@ -137,6 +138,6 @@ def find_store(path: str | os.PathLike[str], format: str | None = None) -> Store
         return stores[format]
     path = Path(path)
     by_suffix = [store for store in stores.values() if path.suffix.lower() in store.suffixes]
-    if by_suffix or path.suffix.lower() == ".mmds":
+    if by_suffix or path.suffix.lower() == ".mmds" or _starts_with(MAGIC)(path / NAME):
         return by_suffix[0] if by_suffix else None
     return next((store for store in stores.values() if store.recognise(path)), None)

@@ -1,7 +1,7 @@
-"""A folder tree of pictures that nobody vouches for: listing it, and reading one file of it.
+"""A folder tree of samples that nobody vouches for: listing it, and reading one file of it.
 
 Symbolic links are followed inside the tree. A link out of it, or back to a folder above itself, is a problem; so is a
-folder that cannot be listed. FIFOs, devices and sockets under a picture's name fail in `read` and never block.
+folder that cannot be listed. FIFOs, devices and sockets under a sample's name fail in `read` and never block.
 """
 
 # ruff: noqa: PTH118 (plain strings: a million Path objects would take seconds)
@@ -10,39 +10,41 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mmds.converters import Ignored
+from mmds.converters.extensions import Files
 from mmds.errors import SourceError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's, in any case
-MAX_FILE_BYTES = 2**30  # a file is read whole; one beyond this is no training picture
+MAX_FILE_BYTES = 2**30  # a file is read whole; one beyond this is no training sample
 # O_NONBLOCK: opening a FIFO would wait for a writer for ever. O_NOFOLLOW: links are resolved and judged first.
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
-NOT_A_PICTURE = "file extension of no picture format"
 LINK_OUT = "a symbolic link out of the tree"
 LINK_LOOP = "a symbolic link back to a folder above it"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """One folder, sorted by name: subfolders as (name, real path), pictures, links to folders that are not followed."""
+    """One folder, sorted by name: subfolders as (name, real path), samples, links to folders that are not followed."""
 
     folders: list[tuple[str, str]]
-    pictures: list[str]
+    files: list[str]
     refused: list[str]
 
 
 class Tree:
-    """The folder `root`, of which links may lead anywhere below `boundary` (both are real paths).
+    """The `files` in folder `root`, of which links may lead anywhere below `boundary` (both are real paths).
 
     `problems` and `ignored` fill up as folders are listed; names in them are relative to `boundary`.
     """
 
-    def __init__(self, root: str, boundary: str) -> None:
+    def __init__(self, root: str, boundary: str, files: Files) -> None:
         self.root = root
         self.boundary = boundary
+        self.files = files
         self.problems: list[tuple[str, str]] = []
         self.ignored: dict[str, Ignored] = {}
         self.top = self._list("", frozenset([root]))
@@ -52,7 +54,7 @@ class Tree:
         self.ignored.setdefault(reason, Ignored()).add(self._name(name))
 
     def walk(self, name: str, real: str) -> list[tuple[str, list[str]]]:
-        """Return all folders from subfolder `name` of the root on, as (path relative to the root, its pictures).
+        """Return all folders from subfolder `name` of the root on, as (path relative to the root, its samples).
 
         They are in the order of ``sorted(os.walk(...))``: by their paths as strings.
         """
@@ -61,8 +63,8 @@ class Tree:
         while pending:
             folder, above = pending.pop()
             listing = self._list(folder, above)
-            if listing.pictures:
-                found.append((folder, listing.pictures))
+            if listing.files:
+                found.append((folder, listing.files))
             pending += [(f"{folder}/{sub}", above | {sub_real}) for sub, sub_real in listing.folders]
         return sorted(found)
 
@@ -72,7 +74,7 @@ class Tree:
     def _list(self, folder: str, above: frozenset[str]) -> Listing:
         """List `folder`, whose own real path and those of all folders that led to it are `above`."""
         folders: list[tuple[str, str]] = []
-        pictures: list[str] = []
+        files: list[str] = []
         refused: list[str] = []
         path = os.path.join(self.root, folder)
         real = os.path.realpath(path)
@@ -80,10 +82,10 @@ class Tree:
             with os.scandir(path) as entries:
                 for entry in entries:
                     if not _is_folder(entry):
-                        if entry.name.lower().endswith(EXTENSIONS):
-                            pictures.append(entry.name)
+                        if entry.name.lower().endswith(self.files.extensions):
+                            files.append(entry.name)
                         else:
-                            self.ignore(NOT_A_PICTURE, os.path.join(folder, entry.name))
+                            self.ignore(self.files.foreign, os.path.join(folder, entry.name))
                         continue
                     target = os.path.join(real, entry.name)
                     if entry.is_symlink():
@@ -96,7 +98,7 @@ class Tree:
                     folders.append((entry.name, target))
         except OSError as error:
             self.problems.append((self._name(folder), f"a folder that cannot be listed ({error.strerror})"))
-        return Listing(sorted(folders), sorted(pictures), sorted(refused))
+        return Listing(sorted(folders), sorted(files), sorted(refused))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -115,21 +117,28 @@ def read(path: str, boundary: str) -> bytes:
 
     Raises `SourceError` with the reason, without the name, where that cannot be had.
     """
+    with opened(path, boundary) as (fd, size):
+        if size > MAX_FILE_BYTES:
+            raise SourceError(f"a file of {size} bytes; the limit is {MAX_FILE_BYTES}")
+        data = os.read(fd, size + 1)  # one more, to see the end in the same call
+        while len(data) < size:  # a signal or a network file system can shorten a read
+            more = os.read(fd, size - len(data))
+            if not more:
+                raise SourceError("a file that became shorter while it was read")
+            data += more
+        return data
+
+
+@contextmanager
+def opened(path: str, boundary: str) -> Iterator[tuple[int, int]]:
+    """Open a regular file as `read` does, for the time of a with-statement: its descriptor and its size."""
     try:
         fd = _open(path, boundary)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise SourceError(f"not a file but {_type_name(status.st_mode)}")
-            if status.st_size > MAX_FILE_BYTES:
-                raise SourceError(f"a file of {status.st_size} bytes; the limit is {MAX_FILE_BYTES}")
-            data = os.read(fd, status.st_size + 1)  # one more, to see the end in the same call
-            while len(data) < status.st_size:  # a signal or a network file system can shorten a read
-                more = os.read(fd, status.st_size - len(data))
-                if not more:
-                    raise SourceError("a file that became shorter while it was read")
-                data += more
-            return data
+            yield fd, status.st_size
         finally:
             os.close(fd)
     except OSError as error:

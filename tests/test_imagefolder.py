@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import socket
 import stat
 from pathlib import Path
@@ -14,8 +15,11 @@ import pytest
 from PIL import Image
 from skimage import data as photos
 
+import mmds
 from mmds.converters import Source, sources
+from mmds.converters.extensions import KINDS, LOOK_FOLDERS, PICTURES, SOUNDS, only_holds
 from mmds.errors import SourceError
+from tests.source_contract import SourceContract
 
 PHOTO = Image.fromarray(photos.astronaut())  # type: ignore[no-untyped-call]
 
@@ -245,16 +249,127 @@ def test_what_may_not_be_read(tmp_path: Path) -> None:
         os.seteuid(0)
 
 
-def test_names_that_are_not_utf8_keep_the_other_label_ids(tmp_path: Path) -> None:
-    fill(tmp_path, "a/1.jpg z/2.jpg")
-    bad = os.fsencode(tmp_path) + b"/m\xff"
-    os.mkdir(bad)  # noqa: PTH102 (a name that is no str)
-    with open(bad + b"/3.jpg", "wb") as file:
-        file.write(picture())
+def put(root: Path, name: bytes, number: int = 0) -> None:
+    """Write a picture to a name of bytes."""
+    path = root / os.fsdecode(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture(number))
+
+
+def loaded(source: Source) -> list[dict[str, Any]]:
+    return [source.load(item) for item in pickle.loads(pickle.dumps(list(source.items())))]
+
+
+def test_a_class_name_that_is_not_utf8_keeps_its_label_id(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.jpg z/2.jpg m\\udcff/4.jpg m\\udcff_/")
+    put(tmp_path, b"m\xff/3.jpg", 2)
     source = only(tmp_path)
-    assert source.fields["label"].names == ("a", "m\\udcff", "z")
-    assert [label for _, label in source.items()] == [0, 1, 2]
-    assert reason(source, "m\udcff/3.jpg") == "a file name that is not UTF-8"
+    assert source.fields["label"].names == ("a", "m\\udcff", "m\\udcff_", "m\\udcff__", "z")
+    assert source.metadata["class_folders"] == {"m\\udcff__": b"m\xff".hex()}
+    assert source.fields["path"] == mmds.Bytes(column=True)
+    assert [(each["path"], each["label"]) for each in loaded(source)] == [
+        (b"a/1.jpg", 0),
+        (b"m\\udcff/4.jpg", 1),
+        (b"m\xff/3.jpg", 3),
+        (b"z/2.jpg", 4),
+    ]
+
+
+def test_one_name_that_is_not_utf8_makes_all_paths_bytes(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.jpg val/a/2.jpg")
+    assert {each.fields["path"] for each in sources(tmp_path)} == {mmds.Text(column=True)}
+    put(tmp_path, b"val/a/deep/\xfe.jpg", 3)
+    train, val = sources(tmp_path)
+    assert train.fields == val.fields and train.fields["path"] == mmds.Bytes(column=True)
+    assert loaded(train) == [{"image": picture(0), "label": 0, "path": b"a/1.jpg"}]
+    assert loaded(val)[1] == {"image": picture(3), "label": 0, "path": b"a/deep/\xfe.jpg"}
+    assert "class_folders" not in train.metadata
+
+
+def test_an_empty_class_or_a_file_that_is_ignored_may_have_any_name(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.jpg")
+    (tmp_path / os.fsdecode(b"e\xff")).mkdir()
+    (tmp_path / os.fsdecode(b"notes\xff.txt")).touch()
+    source = only(tmp_path)
+    assert loaded(source) == [{"image": picture(0), "label": 0, "path": "a/1.jpg"}]
+    assert source.metadata["class_folders"] == {"e\\udcff": b"e\xff".hex()}
+
+
+def test_a_split_says_which_classes_it_has_no_folder_of(tmp_path: Path) -> None:
+    train, val = sources(fill(tmp_path, "train/a/1.jpg train/b/ val/b/2.jpg val/c/3.jpg"))
+    assert train.metadata["class_folders"] == {"c": None} and val.metadata["class_folders"] == {"a": None}
+
+
+@pytest.mark.parametrize(
+    "name", ["x y/ a b.jpg", "new\nline/1\r\n.jpg", "tab\t/'\"\\.jpg", "\u202e/\x1b[2J.jpg", "e\u0301/é.jpg"]
+)
+def test_odd_names_that_are_utf8_are_text(tmp_path: Path, name: str) -> None:
+    for number, each in enumerate((name, name.upper().replace("JPG", "jpg"), "Q/1.jpg", "q/1.jpg")):
+        put(tmp_path, each.encode(), number)
+    source = only(tmp_path)
+    found = {each["path"]: each["image"] for each in loaded(source)}
+    assert found == {
+        name.upper().replace("JPG", "jpg"): picture(1),
+        name: found[name],
+        "Q/1.jpg": picture(2),
+        "q/1.jpg": picture(3),
+    }
+    assert source.fields["label"].names == tuple(sorted({each.split("/")[0] for each in found}))
+
+
+class TestImageFolder(SourceContract):
+    format = "imagefolder"
+
+    def make(self, folder: Path) -> Path:
+        for number in range(40):
+            put(folder, f"class {number % 3}/{number:02}.jpg".encode(), number)
+        return folder
+
+    def samples(self) -> list[Any]:
+        return [
+            {"image": picture(number), "label": label, "path": f"class {label}/{number:02}.jpg"}
+            for label in range(3)
+            for number in range(label, 40, 3)
+        ]
+
+    def spoil(self, path: Path) -> str | None:
+        file = path / "class 1" / "13.jpg"
+        file.write_bytes(file.read_bytes()[:-1])
+        return "class 1/13.jpg"
+
+
+def test_a_look_tells_folders_apart(tmp_path: Path) -> None:
+    known = [("picture", "a/1.jpg"), ("sound", "a/2.OGG"), ("film", "a/b/c/3.webm"), ("array", "a/4.npy")]
+    for one, name in known:
+        root = tmp_path / one
+        (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+        (root / "README.txt").touch()
+        (root / "loop").symlink_to(".")
+        (root / "itself").symlink_to("itself")
+        assert [kind.one for kind in KINDS if only_holds(root, kind)] == [one]
+        (root / "a" / "more.tiff").touch()
+        assert [kind.one for kind in KINDS if only_holds(root, kind)] == (["picture"] if one == "picture" else [])
+        assert not only_holds(root / name, PICTURES)
+
+
+def test_a_look_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2 * LOOK_FOLDERS):
+        (tmp_path / f"{number:03}").mkdir()
+        (tmp_path / f"{number:03}" / "1.wav").touch()
+    (tmp_path / "zzz.jpg").touch()
+    listed = []
+    scandir = os.scandir
+
+    def counting(path: str) -> Any:
+        listed.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counting)
+    assert not only_holds(tmp_path, SOUNDS)  # the top is looked at as a whole
+    (tmp_path / "zzz.jpg").rename(tmp_path / f"{2 * LOOK_FOLDERS - 1:03}" / "zzz.jpg")
+    listed.clear()
+    assert only_holds(tmp_path, SOUNDS) and len(listed) == LOOK_FOLDERS
 
 
 def test_preprocessing_changes_fields_and_metadata(tmp_path: Path) -> None:
@@ -272,10 +387,12 @@ def test_preprocessing_changes_fields_and_metadata(tmp_path: Path) -> None:
 def test_options_and_paths_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"imagefolder has no option 'reszie'; there are: resize, crop, encode"):
         sources(tmp_path, reszie=3)
-    with pytest.raises(SourceError, match=r"no source format 'h\\x1b5'; there are: imagefolder"):
+    with pytest.raises(SourceError, match=r"no source format 'h\\x1b5'; there are: .*imagefolder"):
         sources(tmp_path, "h\x1b5")
     with pytest.raises(ValueError, match="expected 'quick' or 'decode'"):
         sources(tmp_path, check="slow")
+    with pytest.raises(ValueError, match=r"splits='no': expected true or false"):
+        sources(tmp_path, splits="no")
     with pytest.raises(FileNotFoundError):
         sources(tmp_path / "missing")
     (tmp_path / "file").touch()
