@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmds import memory as memory
+    from mmds.addcolumn import add_column as add_column
+    from mmds.addcolumn import drop_column as drop_column
+    from mmds.conversion import Conversion as Conversion
     from mmds.dataset import MemoryMappedDataset as MemoryMappedDataset
     from mmds.fields import Array as Array
     from mmds.fields import Audio as Audio
@@ -28,21 +31,24 @@ if TYPE_CHECKING:
     from mmds.loader import Loader as Loader
     from mmds.opening import open as open
     from mmds.permutation import Permutation as Permutation
-    from mmds.pipeline import Conversion as Conversion
     from mmds.pipeline import convert as convert
     from mmds.reader import Reader as Reader
     from mmds.samplers import BlockShuffleSampler as BlockShuffleSampler
     from mmds.schema import Field as Field
     from mmds.schema import Schema as Schema
+    from mmds.selecting import merge as merge
+    from mmds.selecting import select as select
     from mmds.shareddataset import SharedDataset as SharedDataset
     from mmds.sharing import SharedSamples as SharedSamples
     from mmds.sharing import share as share
+    from mmds.splitting import split as split
     from mmds.writer import Writer as Writer
 
 _HOME = {
     **dict.fromkeys(("Array", "Audio", "Bytes", "Image", "Json", "Label", "Scalar", "Text", "Video"), "fields"),
     **dict.fromkeys(("Field", "Schema"), "schema"),
     **dict.fromkeys(("Damage", "Verification", "verify"), "integrity"),
+    **dict.fromkeys(("add_column", "drop_column"), "addcolumn"),
     **dict.fromkeys(("Conversion", "convert"), "pipeline"),
     "Jagged": "jagged",
     "Loader": "loader",
@@ -54,6 +60,8 @@ _HOME = {
     "MemoryMappedDataset": "dataset",
     "SharedDataset": "shareddataset",
     **dict.fromkeys(("SharedSamples", "share"), "sharing"),
+    **dict.fromkeys(("merge", "select"), "selecting"),
+    "split": "splitting",
     "Writer": "writer",
 }
 

@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 import mmds
+from mmds.convertcommand import convert
+from mmds.copycommands import merge, select, split
 
 
 class _Commands(click.Group):
@@ -39,87 +41,10 @@ def main() -> None:
     """Memory-mapped datasets for machine-learning training: one flat file, shared by all workers."""
 
 
-@main.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
-@click.option(
-    "-j", "--num-workers", type=click.IntRange(1), help="Readers at the same time; the result does not depend on it."
-)
-@click.option("--from", "source_format", metavar="FORMAT", help="What SOURCE is, if it is not recognised.")
-@click.option("--to", "destination_format", metavar="FORMAT", help="What DESTINATION shall be. Default: by its suffix.")
-@click.option("--fields", metavar="NAMES", help="Only these fields, with commas (from a store).")
-@click.option("--resize", type=click.IntRange(1), help="Resize pictures so that the shorter side has this many pixels.")
-@click.option("--crop", type=click.IntRange(1), help="Then cut out a centred square of this many pixels.")
-@click.option("--encode", metavar="jpeg:QUALITY|png|raw", help="Store pictures like this instead of as they are.")
-@click.option(
-    "--check",
-    type=click.Choice(["quick", "decode"]),
-    help="Look at the structure of each picture, or decode it. Default: quick.",
-)
-@click.option("--no-splits", is_flag=True, help="Take folders named train, val, test for classes, not for splits.")
-@click.option("--limit", type=click.IntRange(0), help="Stop after this many samples.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["raise", "skip", "quarantine"]),
-    default="raise",
-    show_default=True,
-    help="What to do with a bad sample: stop, leave it out, or leave it out and list it in a file.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
-@click.option("--no-progress", is_flag=True, help="Draw no progress bar.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def convert(
-    source: Path,
-    destination: Path,
-    num_workers: int | None,
-    source_format: str | None,
-    destination_format: str | None,
-    fields: str | None,
-    limit: int | None,
-    on_error: str,
-    overwrite: bool,
-    no_progress: bool,
-    no_splits: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Pack SOURCE (a folder of pictures, or a dataset in any store) into DESTINATION (an .mmds file, or any store)."""
-    from mmds.errors import MmdsError, printable
-    from mmds.terminal import print_conversion, progress
-
-    chosen = {name: value for name, value in options.items() if value is not None}
-    if no_splits:
-        chosen["splits"] = False
-    try:
-        with progress("converting", in_bytes=False, shown=not no_progress) as update:
-            result = mmds.convert(
-                source,
-                destination,
-                source_format=source_format,
-                destination_format=destination_format,
-                fields=fields.split(",") if fields else None,
-                num_workers=num_workers,
-                limit=limit,
-                on_error=on_error,
-                overwrite=overwrite,
-                progress=update,
-                **chosen,
-            )
-    except ValueError as error:  # an option's value; mmds' own errors are about the data
-        if isinstance(error, MmdsError):
-            raise
-        raise click.UsageError(printable(error, 1000)) from error
-    if as_json:
-        _print_json(
-            {
-                "outputs": [{"path": str(output.path), "samples": output.samples} for output in result.outputs],
-                "errors": [{"name": name, "reason": reason} for name, reason in result.errors],
-                "ignored": {reason: ignored.count for reason, ignored in result.ignored.items()},
-                "quarantine": None if result.quarantine is None else str(result.quarantine),
-            }
-        )
-    else:
-        print_conversion(result)
+main.add_command(convert)
+main.add_command(select)
+main.add_command(merge)
+main.add_command(split)
 
 
 @main.command()
@@ -209,15 +134,36 @@ def verify(path: Path, num_workers: int | None, no_progress: bool, as_json: bool
         found = mmds.verify(path, num_workers=num_workers, progress=update)
     if as_json:
         damages = [{"reason": d.reason, "samples": d.samples, "fields": d.fields} for d in found.damages]
-        _print_json({"path": str(path), "samples": found.samples, "bytes": found.bytes, "damages": damages})
+        facts = {"path": str(path), "samples": found.samples, "bytes": found.bytes}
+        _print_json({**facts, "damages": damages, "notes": found.notes})
     elif found:
         click.echo(f"undamaged: {found.samples:,} samples, {size(found.bytes)}")
     else:
         for damage in found.damages:
             click.echo(str(damage), err=True)
         click.echo(f"damaged: {len(found.damages)} findings", err=True)
+    for note in found.notes if not as_json else ():
+        click.echo(note, err=True)
     if not found:
         sys.exit(1)
+
+
+@main.command("add-column")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.argument("values", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--classes", metavar="NAMES", help="All class names, with commas: VALUES are labels.")
+@click.option("--replace", is_flag=True, help="NAME may be a field that samples have already.")
+def add_column(path: Path, name: str, values: Path, classes: str | None, replace: bool) -> None:
+    """Give each sample of PATH, a folder of shards, the field NAME.
+
+    VALUES has one for each sample: an array (.npy), or on each line a text (.txt) or a JSON value (.jsonl).
+    """
+    from mmds.addcolumn import read_values
+
+    found, kind = read_values(values, classes.split(",") if classes else None)
+    mmds.add_column(path, name, found, kind=kind, replace=replace)
+    click.echo(f"{len(found):,} values")
 
 
 class _WithCommand(click.Command):

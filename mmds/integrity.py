@@ -1,4 +1,4 @@
-"""`verify`: what of a file is damaged, and which samples and fields that hits.
+"""`verify`: what of a dataset is damaged, and which samples and fields that hits.
 
 Opening a file checks its header, footer and trailer. This checks every block against its hash, and then the rules of the
 format that opening leaves out (`rules.py`). Blocks are read with positioned reads, not through the map, so that a disk
@@ -12,23 +12,26 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmds.blocks import block_hash
-from mmds.errors import FormatError, printable
-from mmds.format import BLOCK, DATA_START, Section, constant_layout
+from mmds.errors import FormatError, SchemaError, printable
+from mmds.format import BLOCK, DATA_START, KEY_ROLES, Section, constant_layout, schema_id
 from mmds.items import section_array
+from mmds.manifest import NAME, Manifest, open_listed
 from mmds.mapped import MappedFile
+from mmds.opening import Source, matches
 from mmds.rules import broken_rules
+from mmds.sidecar import folder_manifest, open_folder
 
 Progress = Callable[[int, int], None]
 
 SPAN = 64  # blocks that one task hashes
-MAX_BROKEN_RULES = 1000  # a report is for people
+MAX_BROKEN_RULES, MAX_STRAYS = 1000, 10  # of one file, of a folder: a report is for people
 
 
 @dataclass(frozen=True)
@@ -48,44 +51,132 @@ class Damage:
             text += f", field{'s' * (len(self.fields) > 1)} {printable(', '.join(self.fields), 1000)}"
         return text
 
+    def within(self, name: str, start: int) -> Damage:
+        """Return this damage of a file as one of a dataset in which the file's samples begin at `start`."""
+        samples = None if self.samples is None else (self.samples[0] + start, self.samples[1] + start)
+        return Damage(name + self.reason, samples, self.fields)
+
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. It is true if nothing is damaged."""
+    """What `verify` found. It is true if nothing is damaged; `notes` are about what is no part of the dataset."""
 
     path: str
     samples: int
     bytes: int
     damages: tuple[Damage, ...]
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return not self.damages
 
 
-def verify(
-    path: str | os.PathLike[str], *, num_workers: int | None = None, progress: Progress | None = None
-) -> Verification:
-    """Check every byte of a file, and every rule of the format, and say which samples and fields are damaged.
+def verify(path: Source, *, num_workers: int | None = None, progress: Progress | None = None) -> Verification:
+    """Check every byte of a dataset, and every rule of the format, and say which samples and fields are damaged.
 
+    `path` is a file, a folder of shards, or several files as for `mmds.open`; samples are numbered through all of them.
     Blocks are hashed by `num_workers` threads (default: one per usable core). `progress` is called with the bytes done
-    and the bytes in all. A damaged header, footer or trailer is reported like any other damage.
+    and the bytes in all. A damaged header, footer, trailer or manifest, and a missing shard, are reported like any
+    other damage.
     """
+    check = _Check(num_workers or len(os.sched_getaffinity(0)), progress)
+    if not isinstance(path, (str, os.PathLike)):
+        return _verify_files([os.fspath(each) for each in path], check)
+    if os.path.isdir(path):  # noqa: PTH112 (takes both kinds of path)
+        return _verify_folder(path, check)
+    found = [] if os.path.lexists(path) else matches(path)
+    return _verify_files(found or [os.fspath(path)], check)
+
+
+def _verify_files(paths: list[str], check: _Check) -> Verification:
+    damages: list[Damage] = []
+    sizes = [Path(path).stat().st_size for path in paths]
+    check.total = sum(sizes)
+    several = len(paths) > 1
+    first: list[Any] | None = None
+    samples, numbered = 0, True  # from a file on whose length nobody knows, numbers are those in each file
+    for path, size in zip(paths, sizes, strict=True):
+        name = f"{printable(path)}{'' if numbered else ', counted from its start'}: " if several else ""
+        try:
+            file = MappedFile(path)
+        except FormatError as error:
+            damages.append(Damage(str(error)))
+            numbered = False
+        else:
+            fields = file.schema.to_json()
+            first = first or fields
+            if fields != first:
+                damages.append(Damage(f"{printable(path)}: has other fields than the first file"))
+            damages += [damage.within(name, samples if numbered else 0) for damage in check.file(file)]
+            samples += file.n
+        check.finish(size)
+    more = f" and {len(paths) - 1} more" * several
+    return Verification(paths[0] + more, samples, check.total, tuple(damages))
+
+
+def _verify_folder(folder: str | os.PathLike[str], check: _Check) -> Verification:
     try:
-        file = MappedFile(path)
+        manifest = folder_manifest(folder)
     except FormatError as error:
-        return Verification(os.fspath(path), 0, Path(path).stat().st_size, (Damage(str(error)),))
-    hashes = section_array(file.view, file.footer.sections[-1])
-    if hashlib.sha256(hashes.data).hexdigest() != file.footer.root:
-        damages = [Damage("the block hashes differ from their sha256 in the footer, so no block can be checked")]
-    else:
-        bad = dict(_bad_blocks(file, hashes, num_workers or len(os.sched_getaffinity(0)), progress))
-        damages = [damage for block, reason in bad.items() for damage in _affected(file, block, reason, bad)]
+        return Verification(os.fspath(folder), 0, 0, (Damage(str(error)),))
+    damages: list[Damage] = []
+    check.total = sum(entry.bytes for entry in (*manifest.shards, *manifest.columns))
+    starts = [*accumulate((shard.n for shard in manifest.shards), initial=0)][:-1] + [0] * len(manifest.columns)
+    for number, (entry, start) in enumerate(zip((*manifest.shards, *manifest.columns), starts, strict=True)):
+        try:
+            file = open_listed(folder, entry)
+            if number < len(manifest.shards) and schema_id(file.schema).hex() != manifest.schema_id:
+                raise FormatError(f"{printable(file.path)}: has other fields than {NAME} says")
+        except FormatError as error:
+            damages.append(Damage(str(error), (start, start + entry.n)))
+        else:
+            damages += [damage.within(f"{printable(entry.path)}: ", start) for damage in check.file(file)]
+        check.finish(entry.bytes)
     if not damages:
-        damages = [
+        try:
+            open_folder(folder)
+        except (FormatError, SchemaError) as error:  # each file is whole, but they do not go together
+            damages.append(Damage(str(error)))
+    return Verification(os.fspath(folder), manifest.n, check.total, tuple(damages), _notes(Path(folder), manifest))
+
+
+def _notes(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    listed = {NAME, *(entry.path for entry in (*manifest.shards, *manifest.columns))}
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    strays = [printable(path) for path in found if path not in listed]
+    if not strays:
+        return ()
+    more = f" and {len(strays) - MAX_STRAYS} more" * (len(strays) > MAX_STRAYS)
+    return (f"no part of the dataset, for {NAME} does not list it: {', '.join(strays[:MAX_STRAYS])}{more}",)
+
+
+class _Check:
+    """A check of one file or several, and how far it is."""
+
+    def __init__(self, num_workers: int, progress: Progress | None) -> None:
+        self.done, self.total = 0, 0  # bytes
+        self._num_workers, self._progress = num_workers, progress
+
+    def file(self, file: MappedFile) -> list[Damage]:
+        """Return what of an open file is damaged."""
+        hashes = section_array(file.view, file.footer.sections[-1])
+        if hashlib.sha256(hashes.data).hexdigest() != file.footer.root:
+            return [Damage("the block hashes differ from their sha256 in the footer, so no block can be checked")]
+        bad = dict(_bad_blocks(file, hashes, self._num_workers, self._report))
+        damages = [damage for block, reason in bad.items() for damage in _affected(file, block, reason, bad)]
+        return damages or [
             Damage(rule.reason, (rule.sample, rule.sample + 1), (rule.field,))
             for rule in islice(broken_rules(file), MAX_BROKEN_RULES)
         ]
-    return Verification(file.path, file.footer.n, file.footer.file_length, tuple(damages))
+
+    def finish(self, size: int) -> None:
+        """Note that a file of so many bytes is done."""
+        self.done += size
+        self._report(0, 0)
+
+    def _report(self, done: int, covers: int) -> None:
+        if self._progress is not None:
+            self._progress(min(self.done + done, self.total), self.total)
 
 
 def _bad_blocks(
@@ -154,6 +245,8 @@ def _affected_data(file: MappedFile, where: str, start: int, end: int, bad: Iter
 
 def _affected_rows(file: MappedFile, where: str, section: Section, start: int, end: int) -> Damage:
     schema, n = file.footer.schema, file.footer.n
+    if section.field is None and not schema.payload:
+        return Damage(f"{where} in the index of no data")
     if section.field is None:
         size = 8 * len(schema.payload)  # one more end than items: the last belongs to the last sample
         fields = tuple(schema.fields[position].name for position in schema.payload)
@@ -161,7 +254,8 @@ def _affected_rows(file: MappedFile, where: str, section: Section, start: int, e
             f"{where} in the index", (min(start // size, n - 1) if size else 0, min(-(-end // size), n)), fields
         )
     name = (schema.fields[section.field].name,)
-    if section.role == "values":
-        return Damage(f"{where} in the values", (0, n), name)
+    if section.role in ("values", "dictionary", *KEY_ROLES):
+        part = "index of keys" if section.role in KEY_ROLES else section.role
+        return Damage(f"{where} in the {part}", (0, n), name)
     size = section.nbytes // section.shape[0]
     return Damage(f"{where} in the index", (min(start // size, n - 1), min(-(-end // size), n)), name)

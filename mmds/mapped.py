@@ -5,13 +5,16 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from mmds.errors import FormatError, printable
-from mmds.items import MappedItems, open_items
+from mmds.format import KEY_ROLES
+from mmds.items import MappedItems, VariableItems, open_items, section_array
+from mmds.keys import KeyIndex
 from mmds.parse import parse
 from mmds.readahead import DiskReads, Readahead, touching_little
 
@@ -42,6 +45,21 @@ class MappedFile:
         self.items: list[MappedItems] = [
             open_items(self.view, self.footer, position, self.path) for position in range(len(self.footer.schema))
         ]
+
+    def find_key(self, position: int, data: bytes) -> Iterator[int]:
+        """Yield the samples whose value of the key field at `position` has the bytes `data`, in order."""
+        return self.keys[position].find(data)
+
+    @cached_property
+    def keys(self) -> dict[int, KeyIndex]:
+        """The index of each key field, by its position."""
+        found = {}
+        for position, items in enumerate(self.items):
+            if getattr(self.schema[position].kind, "key", False):
+                assert isinstance(items, VariableItems)
+                hashes, rows = (section_array(self.view, self.footer.section(role, position)) for role in KEY_ROLES)
+                found[position] = KeyIndex(hashes, rows, items)
+        return found
 
     def wanted(self, samples: int) -> bool:
         """Return whether a batch of so many samples should be asked for: whether recent ones came from a disk."""

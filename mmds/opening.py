@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mmds.converters.stores import find_store
-from mmds.errors import SourceError, printable
+from mmds.errors import FormatError, SourceError, printable
 from mmds.mapped import MappedFile
 from mmds.reader import Reader
 from mmds.shards import Shards
+from mmds.sidecar import open_folder
 from mmds.store import Store
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]  # a path, a pattern, or paths of ``.mmds`` files
@@ -40,8 +41,8 @@ def matches(pattern: str | os.PathLike[str]) -> list[str]:
 def open_store(path: Source, format: str | None = None, *, in_memory: bool = False) -> Store:
     """Return the open store at `path`: the one called `format`, or the one that its suffix or content shows.
 
-    What no other store claims is taken for an ``.mmds`` file, whose errors say what it is not. A pattern such as
-    ``train-*.mmds``, unless there is a file of that name, means all files that match, by name.
+    What no other store claims is taken for an ``.mmds`` file, or a folder of them, whose errors say what it is not. A
+    pattern such as ``train-*.mmds``, unless there is a file of that name, means all files that match, by name.
     """
     paths: Sequence[str | os.PathLike[str]] = []
     if not isinstance(path, (str, os.PathLike)):
@@ -53,11 +54,18 @@ def open_store(path: Source, format: str | None = None, *, in_memory: bool = Fal
     if paths:
         if format not in (None, "mmds"):
             raise SourceError(f"format='{printable(format)}': several files can be read as one if they are .mmds files")
-        return Shards(paths, in_memory=in_memory)
+        try:
+            return Shards(paths, in_memory=in_memory)
+        except FormatError:
+            for each in paths:
+                if os.path.isdir(each):  # noqa: PTH112 (takes both kinds of path)
+                    what = "a folder cannot be one of several files; open it alone, or give its files"
+                    raise SourceError(f"{printable(each)}: {what}") from None
+            raise
     assert isinstance(path, (str, os.PathLike))
     found = None if format == "mmds" else find_store(path, format)
     if found is None:
-        return MappedFile(path, in_memory=in_memory)
+        return (open_folder if os.path.isdir(path) else MappedFile)(path, in_memory=in_memory)  # noqa: PTH112
     if in_memory:
         raise SourceError(f"{printable(path)}: in_memory=True is for .mmds files, and this is {found.name}; convert it")
     return found.open(os.fspath(path))
@@ -67,7 +75,8 @@ def open(path: Source, *, fields: Any = None, format: str | None = None, in_memo
     """Open a dataset for reading: an ``.mmds`` file, which costs the same for ten samples as for a billion, or a store.
 
     Several ``.mmds`` files with the same fields, given as a list or as a pattern, are read as one dataset, one after the
-    other; its metadata is that of the first. Files stay open up to a quarter of what the process may have open.
+    other; its metadata is that of the first. So is a folder of shards with a manifest (``dataset.json``), for which only
+    the first is opened at once. Files stay open up to a quarter of what the process may have open.
 
     `fields` selects: a list of names, or a structure of names that samples shall have (a tuple gives tuples). `format`
     names the store ("hdf5", "lmdb", "zarr", ...) where its suffix or content does not show it. `in_memory` reads an ``.mmds``

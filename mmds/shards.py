@@ -1,7 +1,8 @@
 """Several ``.mmds`` files of one schema as one dataset.
 
 Files are opened when a sample of theirs is read, and only so many stay open: each takes a file descriptor. What is known of
-all of them is a path, a content id and the number of samples.
+all of them is a path, a content id and the number of samples: from a folder's manifest, which costs one look at the first
+file, or from a look at each.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from mmds.errors import ChangedError, SchemaError, printable
+from mmds.errors import ChangedError, FormatError, SchemaError, printable
 from mmds.fields import Array, Fixed
+from mmds.format import schema_id
 from mmds.gather import Allocate, empty
 from mmds.items import NullableItems, VariableItems, join_parts
 from mmds.jagged import Jagged
+from mmds.manifest import NAME, Manifest, open_listed
 from mmds.mapped import MappedFile
 from mmds.readahead import DiskReads
 from mmds.store import ArrayItems, Items, MaskedItems
@@ -37,30 +40,32 @@ SMALL = 2**12  # bytes of a value below which copying it twice is faster than a 
 class Shards:
     """The samples of several files, one file after the other. A `MappedStore`."""
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], *, in_memory: bool = False) -> None:
-        self._in_memory = in_memory
-        self.paths = [os.fspath(path) for path in paths]
-        if not self.paths:
+    def __init__(
+        self, paths: Sequence[str | os.PathLike[str]], manifest: Manifest | None = None, *, in_memory: bool = False
+    ) -> None:
+        """Open the files at `paths`; with a `manifest`, the shards that it lists, of the folder that is the only path."""
+        self._paths = [os.fspath(path) for path in paths]
+        self.manifest, self._in_memory = manifest, in_memory
+        if not self._paths:
             raise ValueError("no files: expected at least one")
-        self.path = self.paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+        self.source = self._paths[0]
+        self.path = self.source + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.file = lru_cache(None if in_memory else min(max(limit // 4, LEAST), MOST))(self._open)
         self._ids: list[str] = []
-        self._ends: list[int] = []
-        first = self.file(0)
-        self.schema, self.metadata = first.schema, first.metadata
-        for number in range(len(paths)):
-            file = self.file(number)
-            if file.schema.to_json() != self.schema.to_json():
-                raise SchemaError(
-                    f"{printable(file.path)}: has other fields than {printable(first.path)}: {_fields(file)}; "
-                    f"expected {_fields(first)}. Files of one dataset have the same fields"
-                )
-            self._ids.append(file.content_id)
-            self._ends.append((self._ends[-1] if self._ends else 0) + file.n)
-        self.n = self._ends[-1]
-        self.content_id = hashlib.sha256("".join(self._ids).encode()).hexdigest()[:32]
+        first = self._first = self.file(0)
+        self.schema, self.metadata, self._fields = first.schema, first.metadata, first.schema.to_json()
+        if manifest is None:
+            counts = [self._learn(number) for number in range(len(paths))]
+            self.content_id = hashlib.sha256("".join(self._ids).encode()).hexdigest()[:32]
+        else:
+            if schema_id(self.schema).hex() != manifest.schema_id:
+                raise FormatError(f"{printable(first.path)}: has other fields than {NAME} says")
+            counts = [shard.n for shard in manifest.shards]
+            self.content_id = manifest.content_id
+        self._ends = list(itertools.accumulate(counts))
         self._starts = np.array([0, *self._ends], np.int64)
+        self.n = self._ends[-1]
         self.items: list[Items] = [self._items(position) for position in range(len(self.schema))]
         self.wanted = DiskReads().wanted
 
@@ -84,6 +89,16 @@ class Shards:
             if inside or (not rows and not number):
                 yield self.file(number), inside
 
+    def files(self) -> Iterator[MappedFile]:
+        """Yield each file, empty ones too."""
+        return map(self.file, range(len(self._ends)))
+
+    def find_key(self, position: int, data: bytes) -> Iterator[int]:
+        """Yield the samples whose value of the key field at `position` has the bytes `data`, file by file."""
+        for number, start in enumerate(self._starts[:-1].tolist()):
+            for row in self.file(number).find_key(position, data):
+                yield start + row
+
     def ask(self, positions: Sequence[int], rows: NdArray) -> None:
         """Ask the kernel to read `rows` of the fields at `positions`. Does not wait for it."""
         for file, _, inside in self.split(rows):
@@ -95,7 +110,12 @@ class Shards:
             file.release(positions, inside)
 
     def _open(self, number: int) -> MappedFile:
-        file = MappedFile(self.paths[number], in_memory=self._in_memory)
+        if self.manifest is not None:
+            file = open_listed(self.source, self.manifest.shards[number], in_memory=self._in_memory)
+            if number:
+                self._check_fields(file)
+            return file
+        file = MappedFile(self._paths[number], in_memory=self._in_memory)
         if number < len(self._ids) and file.content_id != self._ids[number]:
             raise ChangedError(
                 f"{printable(file.path)} was replaced since this dataset was opened: content id {file.content_id}, "
@@ -103,8 +123,24 @@ class Shards:
             )
         return file
 
+    def _learn(self, number: int) -> int:
+        """Look at a file that nothing is known of yet, and return the number of its samples."""
+        file = self.file(number)
+        self._check_fields(file)
+        self._ids.append(file.content_id)
+        return file.n
+
+    def _check_fields(self, file: MappedFile) -> None:
+        if file.schema.to_json() != self._fields:
+            raise SchemaError(
+                f"{printable(file.path)}: has other fields than {printable(self._first.path)}: {_fields(file)}; "
+                f"expected {_fields(self._first)}. Files of one dataset have the same fields"
+            )
+
     def _items(self, position: int) -> Items:
         kind = self.schema[position].kind
+        if len(self._ends) == 1:  # nothing to put together
+            return self._first.items[position]
 
         def of(file: MappedFile) -> Any:
             items = file.items[position]
@@ -176,7 +212,7 @@ class ShardedValues:
         size = math.prod(inner) * dtype.itemsize
         for file, positions, rows in self._shards.split(indices):
             items: VariableItems = self._of(file)
-            spans = items.spans(rows, size)
+            spans = items.value_spans(rows, size)
             if spans is None:
                 return None
             for position, part in zip(positions.tolist(), items.parts(spans), strict=True):

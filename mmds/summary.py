@@ -13,7 +13,9 @@ from mmds.format import DATA_START, MAJOR, MINOR
 from mmds.items import NullableItems
 from mmds.mapped import MappedFile
 from mmds.reader import Reader
-from mmds.store import MaskedItems
+from mmds.shards import Shards
+from mmds.sidecar import Joined
+from mmds.store import MaskedItems, Store
 
 CHUNK = 2**22  # labels that are counted at once, so that a large column does not become private memory
 
@@ -66,24 +68,38 @@ def summarize(reader: Reader) -> dict[str, Any]:
             entry["classes"] = dict(zip(field.kind.names, class_counts(reader, position), strict=True))
         fields.append(entry)
     summary: dict[str, Any] = {"path": reader.store.path, "content_id": reader.content_id, "samples": len(reader)}
-    parts = list(reader.parts())
-    files = [part.store for part in parts if isinstance(part.store, MappedFile)]
-    if files:
-        for entry, field in zip(fields, reader.fields, strict=True):
-            entry["stored"] = "payload" if field.is_payload else "index"
-        summary["format"] = f"mmds {MAJOR}.{MINOR}" + (f", {len(files)} files" if len(files) > 1 else "")
-        summary["data_bytes"] = sum(file.footer.data_end - DATA_START for file in files)
-        summary["index_bytes"] = sum(file.footer.file_length - file.footer.data_end for file in files)
+    sizes = _sizes(reader.store)
+    if sizes is not None:
+        added = reader.store.added if isinstance(reader.store, Joined) else ()
+        for entry, field, name in zip(fields, reader.fields, reader.stored_names, strict=True):
+            entry["stored"] = "sidecar" if name in added else "payload" if field.is_payload else "index"
+        summary |= sizes
     else:
         found = find_store(reader.path)
         summary["format"] = "other" if found is None else found.name
         summary["left_out"] = dict(getattr(reader.store, "left_out", {}))  # arrays that are no field, and why
-    return {
-        **summary,
-        "file_bytes": sum(tree_size(part.path) for part in parts),
-        "fields": fields,
-        "metadata": dict(reader.metadata),
-    }
+        summary["file_bytes"] = tree_size(reader.path)
+    return {**summary, "fields": fields, "metadata": dict(reader.metadata)}
+
+
+def _sizes(store: Store) -> dict[str, Any] | None:
+    """Return of which ``.mmds`` files a dataset consists, and their sizes; None if it is none of such files."""
+    if not isinstance(store, (MappedFile, Shards, Joined)):
+        return None
+    count = data = index = total = 0
+    for file in (store,) if isinstance(store, MappedFile) else store.files():  # not all may be open together
+        count += 1
+        data += file.footer.data_end - DATA_START
+        index += file.footer.file_length - file.footer.data_end
+        total += file.footer.file_length
+    sizes: dict[str, Any] = {"data_bytes": data, "index_bytes": index, "file_bytes": total}
+    manifest = getattr(store, "manifest", None)
+    if manifest is not None:
+        bytes_each = [shard.bytes for shard in manifest.shards]
+        sizes["shards"] = {"count": len(bytes_each), "smallest": min(bytes_each), "largest": max(bytes_each)}
+        sizes["sidecars"] = len(manifest.columns)
+    sizes["format"] = f"mmds {MAJOR}.{MINOR}" + (f", {count} files" if count > 1 or manifest is not None else "")
+    return sizes
 
 
 def tree_size(path: Path) -> int:

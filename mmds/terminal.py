@@ -24,8 +24,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from mmds.conversion import Conversion
 from mmds.errors import printable
-from mmds.pipeline import Conversion
 from mmds.summary import tree_size
 
 HISTOGRAM_CLASSES = 30  # more do not help anybody on one screen
@@ -123,6 +123,10 @@ def print_summary(summary: dict[str, Any]) -> None:
             f"{samples:,} samples{average}; {size(total)}{parts}; {summary['format']}, content {summary['content_id']}"
         )
     )
+    if "shards" in summary:
+        count, least, most = summary["shards"].values()
+        added = f"; sidecars: {summary['sidecars']:,}" if summary["sidecars"] else ""
+        out.print(Text(f"shards: {count:,}, of {size(least)} to {size(most)}{added}"))
     rows = [
         [
             printable(field["name"]),

@@ -12,7 +12,9 @@ import pytest
 
 import mmds
 from mmds.format import BLOCK
+from mmds.manifest import read_manifest
 from tests.samples import write_every_kind, write_fixed
+from tests.shard_folders import plain_sample, write_folder
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:
@@ -162,6 +164,30 @@ def test_rules(tmp_path: Path, role: str, field: str | None, row: int, value: in
     assert found in break_rule(write_every_kind(tmp_path / "a.mmds"), role, field, row, value, size)
 
 
+@pytest.mark.parametrize(
+    ("role", "row", "value", "found"),
+    [
+        ("key_rows", 1, 10**6, "the index of keys leads to sample 1000000: sample 3, field id"),
+        ("key_hashes", 1, 0, "the index of keys is not in order"),
+        ("key_hashes", 2, 2**64 - 1, "the index of keys has another hash"),
+        ("key_rows", 1, 1, "the index of keys has another hash: sample 1, field id"),
+    ],
+)
+def test_rules_of_the_index_of_keys(tmp_path: Path, role: str, row: int, value: int, found: str) -> None:
+    with mmds.Writer(tmp_path / "a.mmds", {"id": mmds.Text(key=True)}) as writer:
+        writer.write_batch({"id": ["b", "d", "c", "a"]})
+    assert mmds.verify(tmp_path / "a.mmds")
+    assert any(found in damage for damage in break_rule(tmp_path / "a.mmds", role, "id", row, value, 8))
+
+
+def test_a_damaged_index_of_keys_is_named(tmp_path: Path) -> None:
+    with mmds.Writer(tmp_path / "a.mmds", {"id": mmds.Text(key=True)}) as writer:
+        writer.write_batch({"id": ["a", "b"]})
+    flip(tmp_path / "a.mmds", mmds.open(tmp_path / "a.mmds").footer.section("key_rows", 0).data)
+    damages = [str(damage) for damage in mmds.verify(tmp_path / "a.mmds").damages]
+    assert any("differs from its hash in the index of keys: samples 0 to 1, field id" in damage for damage in damages)
+
+
 def test_rules_of_the_payload(tmp_path: Path) -> None:
     path = tmp_path / "a.mmds"
     fields = {"r": mmds.Array("int32", (None, None)), "j": mmds.Json(), "x": mmds.Array("int32", (None, 2))}
@@ -187,3 +213,86 @@ def test_names_are_escaped(tmp_path: Path) -> None:
         writer.write({"\x1b[2Jname": np.zeros(1000)})
     flip(path, 5000)
     assert "\\x1b[2Jname" in str(mmds.verify(path).damages[0]) and "\x1b" not in str(mmds.verify(path).damages[0])
+
+
+# Several files
+
+
+def test_an_undamaged_folder(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a.mmds", [3, 0, 5])
+    mmds.add_column(folder, "x", range(8))
+    steps: list[tuple[int, int]] = []
+    found = mmds.verify(folder, progress=lambda done, total: steps.append((done, total)))
+    files = [*folder.glob("*.mmds"), *folder.glob("columns/*")]
+    assert found and found.samples == 8 and found.path == str(folder) and found.notes == ()
+    assert found.bytes == sum(path.stat().st_size for path in files)
+    assert steps == sorted(steps) and steps[-1] == (found.bytes, found.bytes)
+
+
+def test_what_is_damaged_in_a_folder_is_named_by_its_number_in_the_dataset(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a.mmds", [3, 4, 5, 2, 2])
+    mmds.add_column(folder, "x", np.zeros((16, 100), "f4"))
+    flip(folder / "00001.mmds", 4096)  # the first byte of the first text
+    flip(folder / "00002.mmds", (folder / "00002.mmds").stat().st_size - 10)  # the trailer
+    (folder / "00003.mmds").unlink()
+    with mmds.Writer(folder / "00004.mmds", overwrite=True) as writer:
+        writer.extend(plain_sample(i) for i in range(100, 102))
+    flip(folder / "columns" / "x-0.mmds", 4096 + 448 * 9)
+    (folder / "notes\x1b.txt").write_text("mine")
+    found = mmds.verify(folder)
+    assert not found and found.samples == 16
+    reasons = {damage.reason.partition(": ")[0].removeprefix(f"{folder}/"): damage for damage in found.damages}
+    samples = {name: damage.samples for name, damage in reasons.items()}
+    assert samples == {
+        "00001.mmds": (3, 7),
+        "00002.mmds": (7, 12),
+        "00003.mmds": (12, 14),
+        "00004.mmds": (14, 16),
+        "columns/x-0.mmds": (0, 16),
+    }
+    assert "differs from its hash" in reasons["00001.mmds"].reason
+    assert "trailer" in reasons["00002.mmds"].reason
+    assert "missing, but dataset.json lists it" in reasons["00003.mmds"].reason
+    assert "not the file that dataset.json lists" in reasons["00004.mmds"].reason
+    assert reasons["columns/x-0.mmds"].fields == ("x",)
+    assert found.notes == (r"no part of the dataset, for dataset.json does not list it: notes\x1b.txt",)
+
+
+def test_a_manifest_that_is_none(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a.mmds", [3])
+    (folder / "dataset.json").write_text("{}")
+    assert "not a manifest" in str(mmds.verify(folder).damages[0])
+    (folder / "dataset.json").unlink()
+    assert "an unfinished dataset" in str(mmds.verify(folder).damages[0])
+
+
+def test_a_manifest_of_other_fields(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a.mmds", [3, 1])
+    text, found = (folder / "dataset.json").read_bytes(), read_manifest(folder)
+    (folder / "dataset.json").write_bytes(text.replace(found.schema_id.encode(), b"0" * 32))
+    damages = mmds.verify(folder).damages
+    assert [damage.samples for damage in damages] == [(0, 3), (3, 4)]
+    assert all("has other fields than dataset.json says" in damage.reason for damage in damages)
+
+
+def test_a_list_and_a_pattern(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a.mmds", [3, 4, 5])
+    paths = sorted(folder.glob("*.mmds"))
+    for source in (paths, folder / "*.mmds"):
+        found = mmds.verify(source)
+        assert found and found.samples == 12 and found.path == f"{paths[0]} and 2 more"
+        assert found.bytes == sum(path.stat().st_size for path in paths)
+    flip(paths[2], 4096)
+    for damage in mmds.verify(paths).damages:
+        assert damage.reason.startswith(f"{paths[2]}: block 0") and damage.samples == (7, 12)
+    flip(paths[1], 20)
+    first, second, *_ = mmds.verify(paths).damages
+    assert first.reason.startswith(f"{paths[1]}: header")
+    assert second.reason.startswith(f"{paths[2]}, counted from its start: block 0") and second.samples == (0, 5)
+    with mmds.Writer(paths[1], overwrite=True) as writer:
+        writer.write({"other": 1})
+    assert [str(damage) for damage in mmds.verify(paths[:2]).damages] == [
+        f"{paths[1]}: has other fields than the first file"
+    ]
+    with pytest.raises(FileNotFoundError):
+        mmds.verify([paths[0], tmp_path / "missing.mmds"])

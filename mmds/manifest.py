@@ -1,0 +1,251 @@
+"""``dataset.json``: the shards, and the columns added later, that make a folder one dataset. THE specification of that file.
+
+A folder such as ``out.mmds/`` is a dataset if it holds a regular file ``dataset.json``. It is canonical JSON
+(`canonical.py`) of at most 16 MiB, an object with exactly these keys, so that it begins with ``{"format":"mmds-dataset",``::
+
+    {"format":    "mmds-dataset",
+     "n":         samples in all shards together,
+     "schema_id": 32 hex digits: the schema id in the header of every shard (`format.py`),
+     "shards":    [ENTRY, ...],
+     "sidecars":  [ENTRY, ...],
+     "version":   1}
+
+and an ENTRY is one ``.mmds`` file, an object with exactly these keys::
+
+    {"bytes": its length, "content_id": 32 hex digits, from its trailer, "n": its samples, "path": where it is}
+
+* Samples are those of the shards, one shard after the other, as listed. There MUST be at least one shard; it MAY be empty.
+* A sidecar holds further fields of the same samples: its n MUST be that of the dataset, and its samples and those of the
+  shards are objects. A key of its samples takes the place of that key of the shards' samples, with all that is below it;
+  other keys follow at the end, in the order of the sidecars. No two sidecars have the same key.
+* A path is relative to the folder, of names between single slashes. A name MUST NOT be empty, "." or "..", and MUST NOT
+  contain a backslash or a control character; a path has at most 1,024 characters and MUST NOT be listed twice. Where it
+  leads MUST be inside of the folder, whatever is a link.
+* A reader MUST refuse a file whose length, n, content id or schema id is not the listed one.
+* A reader MUST refuse a version that it does not know. Files in the folder that are not listed are no part of the dataset.
+
+The content id of the dataset is the first 32 hex digits of the SHA-256 of ``dataset.json``. The files are written first, and
+never changed; ``dataset.json`` is written last, and replaced by rename: a reader sees one dataset or the other.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmds import canonical
+from mmds.errors import FormatError, StorageError, VersionError, printable
+from mmds.format import MIN_FILE
+from mmds.mapped import MappedFile
+from mmds.publish import Draft
+
+NAME = "dataset.json"
+FORMAT, VERSION = "mmds-dataset", 1
+MAGIC = b'{"format":"mmds-dataset",'
+MAX_PATH = 1024
+
+_KEYS = {"format", "n", "schema_id", "shards", "sidecars", "version"}
+_ENTRY = {"bytes", "content_id", "n", "path"}
+_is_id = re.compile(r"[0-9a-f]{32}").fullmatch
+_is_path = re.compile(r"(?!\.{1,2}(/|$))[^/\\\x00-\x1f\x7f]+(/(?!\.{1,2}(/|$))[^/\\\x00-\x1f\x7f]+)*").fullmatch
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One ``.mmds`` file of a folder: a shard, or a sidecar."""
+
+    path: str  # relative to the folder
+    n: int
+    bytes: int
+    content_id: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``dataset.json`` says."""
+
+    schema_id: str
+    shards: tuple[Shard, ...]
+    columns: tuple[Shard, ...] = ()  # the sidecars
+
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+        return sum(shard.n for shard in self.shards)
+
+    @cached_property
+    def text(self) -> bytes:
+        """The content of the file."""
+        return canonical.dump(
+            {
+                "format": FORMAT,
+                "n": self.n,
+                "schema_id": self.schema_id,
+                "shards": [vars(shard) for shard in self.shards],
+                "sidecars": [vars(column) for column in self.columns],
+                "version": VERSION,
+            }
+        )
+
+    @property
+    def content_id(self) -> str:
+        """32 hex digits that name the whole dataset."""
+        return hashlib.sha256(self.text).hexdigest()[:32]
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Return what the manifest of a folder says, all rules checked; opens none of the files that it lists.
+
+    Raises `FormatError`, `VersionError`, or `FileNotFoundError` if there is none.
+    """
+    path = Path(folder) / NAME
+    try:
+        return parse_manifest(_read(path))
+    except FormatError as error:
+        raise type(error)(f"{printable(path)}: {error}") from None
+
+
+def publish_manifest(folder: str | os.PathLike[str], manifest: Manifest, *, overwrite: bool) -> None:
+    """Write the manifest of a folder whose files are all there, whole or not at all.
+
+    Raises `FormatError` before anything is written if readers would refuse it, `ExistsError`, `StorageError`.
+    """
+    try:
+        parse_manifest(manifest.text)
+    except ValueError as error:  # FormatError, or too large for JSON
+        raise FormatError(f"{printable(Path(folder) / NAME)}: not written: {error}") from None
+    draft = Draft(Path(folder) / NAME, overwrite=overwrite)
+    try:
+        draft.write(memoryview(manifest.text))
+        draft.publish()
+    finally:
+        draft.discard()
+
+
+def describe_shard(path: str | os.PathLike[str], relative: str) -> Shard:
+    """Return the entry of an ``.mmds`` file that lies at `relative` in its folder."""
+    file = MappedFile(path)
+    return Shard(relative, file.n, file.footer.file_length, file.content_id)
+
+
+def open_listed(folder: str | os.PathLike[str], entry: Shard, *, in_memory: bool = False) -> MappedFile:
+    """Open a file of the folder; `FormatError` where it is not the one that the manifest lists."""
+    path = os.path.join(folder, entry.path)  # noqa: PTH118 (as all paths that MappedFile keeps)
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.commonpath([real, root]) != root:
+        raise FormatError(f"{printable(path)}: leads out of the folder, to {printable(real)}")
+    try:
+        file = MappedFile(path, in_memory=in_memory)
+    except FileNotFoundError:
+        raise FormatError(f"{printable(path)}: missing, but {NAME} lists it") from None
+    for what, found, expected in (
+        ("content id", file.content_id, entry.content_id),
+        ("bytes", file.footer.file_length, entry.bytes),
+        ("samples", file.n, entry.n),
+    ):
+        if found != expected:
+            raise FormatError(
+                f"{printable(path)}: not the file that {NAME} lists: {what} {found}, expected {expected}; "
+                f"it was replaced, or {NAME} belongs to other files"
+            )
+    return file
+
+
+def parse_manifest(text: bytes) -> Manifest:
+    """Return what the content of a manifest says; `FormatError` or `VersionError` where it breaks a rule."""
+    try:
+        found = canonical.load(text)
+    except ValueError as error:
+        raise FormatError(f"not canonical JSON: {printable(error)}") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise FormatError(f"not a manifest: expected an object whose format is {FORMAT}")
+    version = found.get("version")
+    if type(version) is not int or version < 1:
+        raise FormatError(f"version {printable(repr(version))}, expected {VERSION}")
+    if version > VERSION:
+        raise VersionError(f"manifest version {version}; this mmds reads version {VERSION}. Upgrade mmds")
+    if found.keys() != _KEYS:
+        raise FormatError(f"keys {printable(sorted(found))}, expected {sorted(_KEYS)}")
+    if not isinstance(found["schema_id"], str) or not _is_id(found["schema_id"]):
+        raise FormatError(f"schema_id {printable(repr(found['schema_id']))}, expected 32 hex digits")
+    shards, columns = _entries(found["shards"], "shards"), _entries(found["sidecars"], "sidecars")
+    if not shards:
+        raise FormatError("no shards, expected at least one")
+    manifest = Manifest(found["schema_id"], shards, columns)
+    manifest.__dict__["text"] = text  # it is canonical: nothing else would be written
+    n = manifest.n
+    if type(found["n"]) is not int or found["n"] != n:
+        raise FormatError(f"n is {printable(repr(found['n']))}, but the shards have {n} samples together")
+    for column in columns:
+        if column.n != n:
+            raise FormatError(
+                f"sidecar '{printable(column.path)}' has {column.n} samples, expected {n}, as the shards have; "
+                "columns are added after the last shard"
+            )
+    path, times = Counter(entry.path for entry in (*shards, *columns)).most_common(1)[0]
+    if times > 1:
+        raise FormatError(f"'{printable(path)}' is listed {times} times")
+    return manifest
+
+
+@contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes from replacing the manifest while this one reads it, writes files and replaces it.
+
+    The lock is on the folder itself, ends with the process, and concerns no reader. `StorageError` if it is taken.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(
+                errno.EWOULDBLOCK, f"{printable(folder)} is being changed by another process; try again when it is done"
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def _read(path: Path) -> bytes:
+    # O_NONBLOCK: a FIFO would wait for a writer for ever. It does nothing to a regular file.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError("not a regular file, so not a manifest")
+        if status.st_size > canonical.MAX_BYTES:
+            raise FormatError(f"{status.st_size} bytes; at most {canonical.MAX_BYTES} are allowed")
+        return file.read(canonical.MAX_BYTES + 1)
+
+
+def _entries(listed: Any, what: str) -> tuple[Shard, ...]:
+    if not isinstance(listed, list):
+        raise FormatError(f"{what} is a {type(listed).__name__}, expected a list")
+    return tuple(_entry(entry, f"{what}[{number}]") for number, entry in enumerate(listed))
+
+
+def _entry(entry: Any, where: str) -> Shard:
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY:
+        raise FormatError(f"{where} is {printable(repr(entry))}, expected an object with keys {sorted(_ENTRY)}")
+    path, n, size, content_id = entry["path"], entry["n"], entry["bytes"], entry["content_id"]
+    if not isinstance(path, str) or len(path) > MAX_PATH or not _is_path(path):
+        raise FormatError(f"{where}: path {printable(repr(path))}, expected names inside of the folder, with slashes")
+    if type(n) is not int or n < 0:
+        raise FormatError(f"{where}: n is {printable(repr(n))}, expected a number of samples")
+    if type(size) is not int or size < MIN_FILE:
+        raise FormatError(f"{where}: bytes is {printable(repr(size))}, expected a length of at least {MIN_FILE}")
+    if not isinstance(content_id, str) or not _is_id(content_id):
+        raise FormatError(f"{where}: content_id {printable(repr(content_id))}, expected 32 hex digits")
+    return Shard(path, n, size, content_id)
