@@ -1,132 +1,108 @@
-"""Loading items in parallel and in order, in bounded memory.
+"""Doing work on items in parallel, with results in the order of the items, in bounded memory.
 
-Processes for what computes, threads for what waits for the disk. The results come in the order of the items, whatever
-the number of workers, and only as fast as they are taken.
+Processes for what computes, threads for what waits for the disk, neither for one worker. Results come only as fast as they
+are taken.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, Final
 
 from mmds.converters import Item
-from mmds.errors import SourceError, printable
+from mmds.work import Failure, Outputs, Work, nbytes
+from mmds.workers import Workers
 
-CHUNK = 16  # items per call of a worker: a call between processes costs about 0.1 ms
-CHUNK_BYTES = 8 * 2**20  # a worker hands over what it has when it has this much, so that a window of chunks stays small
-AHEAD = 2  # calls per worker under way at the same time
+CHUNK = 16  # items per call of a thread
+CHUNK_BYTES = 8 * 2**20  # a thread hands over what it has when it has this much, so that a window of chunks stays small
+AHEAD = 2  # calls per thread under way at the same time
 
-Load = Callable[[Any], Any]
+DONE: Final = object()  # in place of a sample: the item gives no more
 
-
-@dataclass(frozen=True)
-class Failure:
-    """In place of a sample: why there is none."""
-
-    reason: str
+Run = tuple[list[Item], Outputs]
 
 
-def load_in_order(
-    load: Load, items: Iterable[Item], *, num_workers: int, processes: bool
-) -> Generator[tuple[Item, Any | Failure]]:
-    """Yield (item, sample or `Failure`) for each of `items`, in order.
+def in_order(
+    work: Work, items: Iterable[Item], *, first: int = 0, num_workers: int, processes: bool
+) -> Generator[tuple[int, Item, Any]]:
+    """Yield (number, item, sample or `Failure`) for all that `items` give, in order, and (number, item, `DONE`) after each.
 
-    `load` returns a sample or raises `SourceError`; any other exception of it ends the iteration, as does a worker
-    process that dies (`SourceError`). With one worker everything happens in the calling thread.
+    Items are numbered from `first` on. The results are the same whatever the number of workers. A sample has to be used
+    before the next one is asked for: its arrays may be in memory that is used again.
     """
-    if num_workers == 1:
-        for item in items:
-            yield item, _attempt(load, item)
-        return
     remaining = iter(items)
-    chunks = iter(lambda: list(itertools.islice(remaining, CHUNK)), [])
-    window = num_workers * AHEAD
-    if not processes:
+    if num_workers == 1:
+        yield from _named(first, _alone(work, first, remaining))
+    elif not processes and work.is_plain:
         with ThreadPoolExecutor(num_workers, "mmds-read") as pool:
-            yield from _in_order(pool, load, chunks, window)
-        return
-    # Spawned, not forked: the caller may have threads (torch has), and a fork would copy their locks in any state.
-    context = get_context("spawn")
-    leash, hand = context.Pipe(duplex=False)
-    with leash, hand, ProcessPoolExecutor(num_workers, context, _begin_worker, (leash,)) as workers:
-        try:
-            yield from _in_order(workers, load, chunks, window)
-        except BaseException:  # Ctrl-C, and GeneratorExit too: nobody wants the rest
-            hand.close()
-            raise
+            yield from _named(first, _in_threads(pool, work, first, remaining, num_workers * AHEAD))
+    else:
+        with closing(Workers(work, num_workers)) as workers:
+            yield from _named(first, workers.run(first, remaining))
 
 
-def _in_order(
-    pool: Executor, load: Load, chunks: Iterator[list[Item]], window: int
-) -> Generator[tuple[Item, Any | Failure]]:
-    pending: deque[tuple[list[Item], Future[list[Any]]]] = deque()
-    try:
-        while True:
-            for chunk in itertools.islice(chunks, window - len(pending)):
-                pending.append((chunk, pool.submit(load_chunk, load, chunk)))
-            if not pending:
-                return
-            chunk, future = pending.popleft()
-            results = future.result()
-            rest = chunk[len(results) :]
-            if rest:  # the worker stopped early; what is left comes before anything else
-                pending.appendleft((rest, pool.submit(load_chunk, load, rest)))
-            yield from zip(chunk, results, strict=False)
-            del results, future  # or they would be kept until the next chunk is there
-    except BrokenProcessPool:
-        raise SourceError(
-            f"a worker process died (out of memory, killed, or crashed by a sample) at {printable(chunk[0][0])} or "
-            "in the samples around it; num_workers=1 shows which. In a script, call convert() under "
-            "if __name__ == '__main__':"
-        ) from None
+def _named(first: int, runs: Iterator[Run]) -> Iterator[tuple[int, Item, Any]]:
+    done = first
+    for items, outputs in runs:
+        start = done
+        for number, value in outputs:
+            for each in range(done, number):
+                yield each, items[each - start], DONE
+            done = max(done, number)
+            source = value.item if isinstance(value, Failure) and value.item is not None else number
+            yield number, items[source - start], value
+        for each in range(done, start + len(items)):
+            yield each, items[each - start], DONE
+        done = start + len(items)
 
 
-def load_chunk(load: Load, chunk: list[Item]) -> list[Any]:
-    """Return the samples (or failures) of the first items of `chunk`: of all, or until they hold `CHUNK_BYTES`."""
-    results: list[Any] = []
+def _alone(work: Work, first: int, items: Iterator[Item]) -> Iterator[Run]:
+    while batch := list(itertools.islice(items, work.batch_size)):
+        yield batch, work.run(first, batch)
+        first += len(batch)
+
+
+def _in_threads(pool: ThreadPoolExecutor, work: Work, first: int, items: Iterator[Item], window: int) -> Iterator[Run]:
+    chunks = iter(lambda: _chunk(items), [])
+    pending: deque[tuple[int, list[Item], Future[list[tuple[int, Any]]]]] = deque()
+    while True:
+        for chunk in itertools.islice(chunks, window - len(pending)):
+            pending.append((first, chunk, pool.submit(load_chunk, work, first, chunk)))
+            first += len(chunk)
+        if not pending:
+            return
+        start, chunk, future = pending.popleft()
+        results = future.result()
+        rest = chunk[len(results) :]
+        if rest:  # the thread stopped early; what is left comes before anything else
+            after = start + len(results)
+            pending.appendleft((after, rest, pool.submit(load_chunk, work, after, rest)))
+        yield chunk[: len(results)], iter(results)
+        del results, future  # or they would be kept until the next chunk is there
+
+
+def _chunk(items: Iterator[Item]) -> list[Item]:
+    taken: list[Item] = []
     size = 0
-    for item in chunk:
-        results.append(_attempt(load, item))
-        size += nbytes(results[-1])
+    for item in itertools.islice(items, CHUNK):
+        taken.append(item)
+        size += nbytes(item)  # some carry their data
+        if size >= CHUNK_BYTES:
+            break
+    return taken
+
+
+def load_chunk(work: Work, first: int, chunk: list[Item]) -> list[tuple[int, Any]]:
+    """Return what the first items of `chunk` give, one sample each: of all, or until they hold `CHUNK_BYTES`."""
+    results: list[tuple[int, Any]] = []
+    size = 0
+    for number, sample in work.run(first, chunk):
+        results.append((number, sample))
+        size += nbytes(sample)
         if size >= CHUNK_BYTES:
             break
     return results
-
-
-def _attempt(load: Load, item: Item) -> Any:
-    try:
-        return load(item)
-    except SourceError as error:
-        return Failure(str(error))
-    except Exception as error:
-        error.add_note(f"while {printable(item[0])} was loaded")
-        raise
-
-
-def nbytes(sample: Any) -> int:
-    """Return about how many bytes `sample` holds."""
-    if isinstance(sample, (dict, tuple, list)):
-        return sum(map(nbytes, sample.values() if isinstance(sample, dict) else sample))
-    size = getattr(sample, "nbytes", None)
-    return size if isinstance(size, int) else len(sample) if isinstance(sample, (bytes, str)) else 8
-
-
-def _begin_worker(leash: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
-    threading.Thread(target=_end_with, args=(leash,), daemon=True).start()
-
-
-def _end_with(leash: Connection) -> None:
-    """End this process when its parent lets go of the other end, or is gone: the pool alone would let it go on."""
-    wait([leash])
-    os._exit(1)

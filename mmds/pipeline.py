@@ -1,64 +1,42 @@
-"""Converting: any source or store that mmds knows to any store, in parallel where samples have to be loaded.
+"""Converting: any source or store that mmds knows to any store, in parallel where samples have to be loaded or changed.
 
 The bytes of the output depend on the source and the options that change samples, and on nothing else: not on the number
-of workers, the time, the host, or where the source lies.
+of workers, the time, the host, or where the source lies; nor on how often the conversion was interrupted and resumed.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmds.conversion import Conversion, Output, Progress, Run
 from mmds.converters import FORMATS, Ignored, Source, sources
 from mmds.converters.stores import find_store
 from mmds.errors import FormatError, OptionError, SampleError, SourceError, printable
+from mmds.manifest import NAME as MANIFEST
+from mmds.objects import Indexed, Iterated, Stored, as_source
 from mmds.opening import matches, open_store
-from mmds.ordered import Failure, load_in_order, nbytes
-from mmds.publish import Draft
+from mmds.opening import open as open_reader
+from mmds.ordered import DONE, in_order
 from mmds.reader import Reader
-from mmds.samplewriter import SampleWriter
+from mmds.schema import Schema
+from mmds.sharded import ShardedWriter
 from mmds.store import Store
-from mmds.writer import Writer
-
-Progress = Callable[[int, int | None, int], None]
+from mmds.target import AnyWriter, Target
+from mmds.work import Failure, Function, Select, Steps, Work, function, nbytes, renamed
 
 ON_ERROR = ("raise", "skip", "quarantine")
-PROGRESS_SECONDS = 0.1
 BATCH_BYTES = 8 * 2**20  # that travel from store to store at once
 FIRST_BATCH, MAX_BATCH = 16, 2**16  # samples: a small batch tells how large they are
 
-
-@dataclass(frozen=True)
-class Output:
-    """One file that a conversion has written."""
-
-    path: Path
-    samples: int
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What a conversion did. Names and reasons in `errors` are safe to print; those in `ignored` are not."""
-
-    outputs: tuple[Output, ...]
-    errors: tuple[tuple[str, str], ...] = ()
-    ignored: Mapping[str, Ignored] = field(default_factory=dict)
-    quarantine: Path | None = None
-
-    @property
-    def samples(self) -> int:
-        """The number of samples in all outputs."""
-        return sum(output.samples for output in self.outputs)
+AnySource = Source | Iterated | Indexed
 
 
 def convert(
@@ -68,6 +46,16 @@ def convert(
     source_format: str | None = None,
     destination_format: str | None = None,
     fields: Any = None,
+    rename: Mapping[str, str] | None = None,
+    filter: Function | str | None = None,
+    map: Function | str | None = None,
+    batch_map: Function | str | None = None,
+    batch_size: int = 32,
+    output_fields: Any = None,
+    compression: str | None = None,
+    shard_size: int | None = None,
+    append: bool = False,
+    resume: bool = False,
     num_workers: int | None = None,
     limit: int | None = None,
     on_error: str = "raise",
@@ -77,198 +65,270 @@ def convert(
 ) -> Conversion:
     """Write the samples of `source` to `destination`, in the order of the source.
 
-    The source is a folder of pictures, a dataset in any store, or a `datasets.Dataset`; the destination an ``.mmds`` file
-    or any other store. Formats are recognised by suffix and content, or named. Between stores, samples travel as columns,
-    and `fields` selects and shapes them as in `mmds.open`.
+    The source is a path of any known format (a folder of pictures, an archive, a table, a dataset in any store), a
+    `datasets.Dataset`, a map-style dataset, or any iterable of samples; the destination an ``.mmds`` file or any other
+    store. Formats are recognised by suffix and content, or named. Between stores, without functions, samples travel as columns.
 
-    A folder with splits gives one file each: ``out-train.mmds``, ``out-val.mmds`` for ``out.mmds``; they are published
-    when all of them are complete. `limit` takes only the first samples of each. `num_workers` is the number of CPUs by
-    default. `options` are those of the source's format: ``resize=``, ``crop=``, ``encode=``, ``check=``, ``splits=``
-    for a folder of pictures.
+    Samples can be changed on the way, in this order:
 
-    `on_error` says what happens to a sample that cannot be used: "raise" ends the conversion with `SourceError`, and
-    nothing is published; "skip" goes on and lists it in `Conversion.errors`; "quarantine" also writes the list to
-    ``DESTINATION.quarantine.jsonl``. The source is never changed.
+    - `fields` selects, as in `mmds.open`: a list of names, or a structure of names. `rename` (old name to new) renames keys.
+    - `filter` returns whether to keep a sample.
+    - `map` returns one sample, None to drop it, or many: a list or an iterator of them.
+    - `batch_map` gets a list of what `batch_size` samples of the source gave, and returns a list or an iterator of samples.
 
-    `progress` is called with (samples done, samples in all, errors), at most ten times a second and at the end.
+    Functions are given themselves or as "module:function". They run in `num_workers` spawned processes, which have to be
+    able to import them; a worker that dies is replaced, and a sample that ends two of them fails. `num_workers` is the number
+    of CPUs by default; 1, which is the calling process, if the source or a function is a Python object. What is written is the
+    same for any number. A field that the functions leave in place, and whose first value fits, keeps its kind; others are
+    inferred, or given as `output_fields` (kinds, as for `Writer`).
+
+    With `shard_size` (bytes), the destination is a folder of shards with a manifest. If a conversion is ended, by whatever,
+    `resume` goes on after the last whole shard, and gives the same bytes; the source and the options must be the same. `append`
+    adds shards to such a folder. `compression` ("zstd", "zstd:LEVEL", "zstd:LEVEL:dict") is for ``.mmds`` files.
+
+    A folder with splits gives one dataset each: ``out-train.mmds``, ``out-val.mmds`` for ``out.mmds``; they are published
+    when all of them are complete. `limit` takes only the first samples of each. `options` are those of the source's format:
+    ``resize=``, ``crop=``, ``encode=``, ``check=``, ``splits=`` for a folder of pictures.
+
+    `on_error` says what happens to a sample that cannot be used, or whose function fails: "raise" ends the conversion with
+    `SourceError`, and nothing is published; "skip" goes on and lists it in `Conversion.errors`; "quarantine" also writes
+    the list to ``DESTINATION.quarantine.jsonl``. The source is never changed.
+
+    `progress` is called with (samples done, samples in all or None, errors), at most ten times a second and at the end.
     """
     if on_error not in ON_ERROR:
-        raise ValueError(f"on_error={on_error!r}: expected one of {', '.join(map(repr, ON_ERROR))}")
-    workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
-    if workers < 1 or (limit is not None and limit < 0):
-        raise ValueError(f"num_workers={num_workers!r}, limit={limit!r}: expected at least 1 and at least 0")
-    reader = _reader(source, source_format, fields, options)
-    if reader is None and fields is not None:
-        raise SourceError(f"fields={fields!r}: the samples of this source have the fields that they have")
-    store = find_store(destination, destination_format) if destination_format != "mmds" else None
-    make_writer: Callable[..., SampleWriter] = Writer if store is None else store.writer
+        raise ValueError(f"on_error={on_error!r}: expected one of {', '.join(repr(each) for each in ON_ERROR)}")
+    for name, number, least in (("num_workers", num_workers, 1), ("limit", limit, 0), ("batch_size", batch_size, 1)):
+        if number is not None and number < least:
+            raise ValueError(f"{name}={number!r}: expected at least {least}")
+    steps = Steps(function(filter), function(map), function(batch_map), batch_size)
+    target = Target(Path(destination), destination_format, compression, shard_size, append, resume, overwrite)
+    conversion: dict[str, Any] = {
+        "source": _shown(source),
+        "source_format": source_format,
+        "options": {name: repr(value) for name, value in sorted(options.items())},
+        "fields": repr(fields),
+        "rename": rename,
+        "steps": steps.to_json(),
+        "output_fields": repr(output_fields),
+        "limit": limit,
+    }
+    reader = None if steps else _reader(source, source_format, fields, rename, options)
     if reader is not None:
-        return _copy(reader, make_writer, Path(destination), limit, on_error, overwrite, progress)
-    found = sources(source, source_format, **options)
-    paths = _outputs(Path(destination), found)
-    run = _Run(source, on_error == "raise", progress, sum(_size(each, limit) for each in found))
+        if output_fields is not None:
+            raise OptionError("output_fields= are the kinds of what functions return; fields= selects")
+        return _copy(reader, target, conversion, limit, on_error, progress)
+    found = _sources(source, source_format, fields, rename, options)
+    if num_workers is None:
+        is_object = not isinstance(source, (str, os.PathLike)) or any(
+            callable(each) for each in (filter, map, batch_map)
+        )
+        num_workers = 1 if is_object else len(os.sched_getaffinity(0))
+    total = _total([_length(each) for each in found], limit)
+    run = Run(conversion["source"], on_error, progress, total, target.kept)
     for each in found:
         for name, reason in each.problems:
             run.fail(name, reason)
-    if not any(map(len, found)):
+    if total == 0 and limit != 0:
         raise SourceError(f"{run.shown}: no samples found{run.first_failure}{_shown_ignored(found)}")
-    with ExitStack() as stack:  # every file is opened first and published last
-        writers = [
-            stack.enter_context(make_writer(path, each.fields, metadata=each.metadata, overwrite=overwrite))
-            for path, each in zip(paths, found, strict=True)
-        ]
-        for each, writer in zip(found, writers, strict=True):
-            run.write(each, writer, workers, limit)
-        report = run.end(Path(destination), on_error, sum(map(len, writers)))
-    outputs = tuple(Output(path, len(writer)) for path, writer in zip(paths, writers, strict=True))
-    return Conversion(outputs, run.shown_errors, _ignored(found), report)
+    with ExitStack() as stack:  # all are opened first and published last
+        outputs: list[tuple[AnySource, Work, AnyWriter]] = []
+        for each in found:
+            select, narrowed = _narrowed(each, fields, rename)
+            given = narrowed if output_fields is None and not steps else output_fields
+            details = {**conversion, "split": each.split, "items": _length(each)}
+            writer = target.writer(each.split, given, each.metadata, details)
+            stack.enter_context(writer)
+            writer.like = narrowed
+            outputs.append((each, Work(each.load, select, steps), writer))
+        for each, work, writer in outputs:
+            _write(run, each, work, writer, num_workers, limit)
+        report = run.end(target.path, sum(len(writer) for _, _, writer in outputs))
+    written = tuple(Output(target.part(each.split), len(writer)) for each, _, writer in outputs)
+    return Conversion(written, run.shown_errors, _ignored(found), report)
 
 
-def _reader(source: Any, format: str | None, fields: Any, options: dict[str, Any]) -> Reader | None:
-    """Return a reader of `source` if it is a dataset in a store; None if its format has to be looked for elsewhere."""
-    if type(source).__module__.partition(".")[0] == "datasets":
+def _shown(source: Any) -> str:
+    """Return what to call a source."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
+
+
+def _narrowed(source: AnySource, fields: Any, rename: Mapping[str, str] | None) -> tuple[Select | None, Schema | None]:
+    """Return what narrows the samples of a source to `fields`, and the fields that they have then, if these are known."""
+    stored = source.fields
+    if stored is not None and not isinstance(stored, Schema):
+        stored = Schema(stored)
+    if isinstance(source, Stored) or (fields is None and not rename):
+        return None, stored
+    select = Select(fields, stored, tuple((rename or {}).items()))
+    return select, None if stored is None else select.narrow(stored)[0]
+
+
+def _reader(
+    source: Any, format: str | None, fields: Any, rename: Mapping[str, str] | None, options: Mapping[str, Any]
+) -> Reader | None:
+    """Return a reader of `source` if it is a dataset in a store; None if its samples have to be got one by one."""
+    if isinstance(source, Reader):
+        reader = source
+    elif type(source).__module__.partition(".")[0] == "datasets":
         store: Store = importlib.import_module("mmds.converters.huggingface").as_store(source)
-    elif not isinstance(source, (str, os.PathLike)):
-        raise SourceError(f"cannot convert a {type(source).__name__}; give a path or a datasets.Dataset")
-    elif format in FORMATS or (format is None and not _is_store(source)):
+        reader = Reader(store, range(store.n))
+    elif not isinstance(source, (str, os.PathLike)) or not _is_store(source, format):
         return None
     else:
         store = open_store(source, format)
+        reader = Reader(store, range(store.n))
+    _refuse(options)
+    wanted = renamed(fields, rename or {}, reader.fields)
+    return reader if wanted is None else reader.select(wanted)
+
+
+def _sources(
+    source: Any, format: str | None, fields: Any, rename: Mapping[str, str] | None, options: Mapping[str, Any]
+) -> list[AnySource]:
+    """Return sources whose samples come one by one."""
+    if not isinstance(source, (str, os.PathLike)):
+        _refuse(options)
+        return [as_source(source)]
+    if _is_store(source, format):
+        _refuse(options)
+        return [Stored(source, format, renamed(fields, rename or {}, open_reader(source, format=format).fields))]
+    return list(sources(source, format, **options))
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
     if options:
-        raise OptionError(f"a dataset in a store has no option {printable(', '.join(options))}")
-    return Reader(store, range(store.n), fields)
+        raise OptionError(f"this source has no option {printable(', '.join(options))}")
 
 
-def _is_store(path: str | os.PathLike[str]) -> bool:
-    return Path(path).is_file() or bool(matches(path)) or find_store(path) is not None
+def _is_store(path: str | os.PathLike[str], format: str | None) -> bool:
+    if format is not None:
+        return format not in FORMATS
+    path = Path(path)
+    if path.is_file():  # what nothing claims is taken for an .mmds file, whose errors say what it is not
+        return find_store(path) is not None or not any(each.recognise(path) for each in FORMATS.values())
+    return (path / MANIFEST).exists() or path.suffix == ".mmds" or find_store(path) is not None or bool(matches(path))
+
+
+def _write(run: Run, source: AnySource, work: Work, writer: AnyWriter, num_workers: int, limit: int | None) -> None:
+    """Write all that `source` gives."""
+    sharded = writer if isinstance(writer, ShardedWriter) else None
+    first, skip = _resumed(run, sharded, _length(source))
+    prefix = source.split and f"{source.split}/"
+    items = islice(source.items(), first, limit)
+    processes = source.cpu_bound or not work.is_plain
+    current = end = first
+    outputs = 0  # of item `current`
+    with closing(in_order(work, items, first=first, num_workers=num_workers, processes=processes)) as results:
+        for number, item, sample in results:  # closing ends the workers at once if this loop ends early
+            if sample is DONE:
+                run.count(1)
+                end = number + 1
+                continue
+            current, outputs = number, outputs + 1 if number == current else 1
+            if number == first and outputs <= skip:
+                continue
+            reason = _append(writer, sample)
+            if reason is not None:
+                run.fail(prefix + item[0], reason.reason, reason.trace)
+                if sharded is not None:
+                    sharded.errors.append((prefix + item[0], reason.reason))
+            if sharded is not None:
+                sharded.mark(number, outputs)
+    if sharded is not None:
+        sharded.end(end)
+
+
+def _append(writer: AnyWriter, sample: Any) -> Failure | None:
+    """Write a sample, or return why that cannot be."""
+    if isinstance(sample, Failure):
+        return sample
+    try:
+        writer.write(sample)
+    except SampleError as error:
+        return Failure(str(error))
+    return None
+
+
+def _resumed(run: Run, writer: ShardedWriter | None, items: int | None) -> tuple[int, int]:
+    """Return with which item to go on, and after how many samples of it; note what an earlier run has done."""
+    if writer is None:
+        return 0, 0
+    run.bad += writer.errors
+    first, skip = (items or 0, 0) if writer.is_complete else writer.position
+    run.count(first)
+    return first, skip
 
 
 def _copy(
     reader: Reader,
-    make_writer: Callable[..., SampleWriter],
-    destination: Path,
+    target: Target,
+    conversion: Mapping[str, Any],
     limit: int | None,
     on_error: str,
-    overwrite: bool,
     progress: Progress | None,
 ) -> Conversion:
     """Copy a dataset from one store to another, in columns of about `BATCH_BYTES`."""
     rows = range(len(reader))[:limit]
-    run = _Run(reader.store.path, on_error == "raise", progress, len(rows))
-    with make_writer(destination, reader.fields, metadata=reader.metadata, overwrite=overwrite) as writer:
-        size = FIRST_BATCH
+    run = Run(reader.store.path, on_error, progress, len(rows), target.kept)
+    details = {**conversion, "items": len(reader)}
+    with target.writer("", reader.fields, reader.metadata, details) as writer:
+        sharded = writer if isinstance(writer, ShardedWriter) else None
+        rows = rows[_resumed(run, sharded, len(rows))[0] :]
+        size, most = FIRST_BATCH, BATCH_BYTES if sharded is None else min(BATCH_BYTES, sharded.shard_size // 8)
         while rows:
             batch, rows = rows[:size], rows[size:]
-            copied = run.copy(reader, batch, writer)
-            size = max(1, min(MAX_BATCH, int(len(batch) * BATCH_BYTES / max(copied, 1)), 4 * size))
-        report = run.end(destination, on_error, len(writer))
+            copied, failures = _copy_batch(reader, batch, writer)
+            for name, reason in failures:
+                run.fail(name, reason)
+            run.count(len(batch))
+            size = max(1, min(MAX_BATCH, int(len(batch) * most / max(copied, 1)), 4 * size))
+            if sharded is not None:
+                sharded.errors += failures
+                if sharded.mark(batch.stop, 0):
+                    size = FIRST_BATCH  # so that the batches of a shard do not depend on those before it
+        if sharded is not None:
+            sharded.end(len(reader))
+        report = run.end(target.path, len(writer))
     left_out: Mapping[str, str] = getattr(reader.store, "left_out", {})
     ignored: dict[str, Ignored] = {}
     for name, reason in left_out.items():
         ignored.setdefault(f"array that is no field ({reason})", Ignored()).add(name)
-    return Conversion((Output(destination, len(writer)),), run.shown_errors, ignored, report)
+    return Conversion((Output(target.path, len(writer)),), run.shown_errors, ignored, report)
 
 
-class _Run:
-    """The state of one conversion: what is done, what went wrong, and when that was last reported."""
-
-    def __init__(self, source: str | os.PathLike[str], raises: bool, progress: Progress | None, total: int) -> None:
-        self.shown = printable(os.fspath(source))
-        self.total = total
-        self.bad: list[tuple[str, str]] = []  # names as they are
-        self._raises = raises
-        self._progress = progress
-        self._done = 0
-        self._reported = time.monotonic()
-
-    def fail(self, name: str, reason: str) -> None:
-        """Note that `name` cannot be used, or end the conversion."""
-        if self._raises:
-            raise SourceError(
-                f"{self.shown}: {_shown(name)}: {reason}. Nothing was written; on_error='skip' or 'quarantine' goes on"
-            )
-        self.bad.append((name, reason))
-
-    @property
-    def first_failure(self) -> str:
-        """The first failure in words, as the end of a message."""
-        return "".join(f"; {_shown(name)}: {reason}" for name, reason in self.bad[:1])
-
-    @property
-    def shown_errors(self) -> tuple[tuple[str, str], ...]:
-        """All failures, safe to print."""
-        return tuple((_shown(name), reason) for name, reason in self.bad)
-
-    def copy(self, reader: Reader, rows: range, writer: SampleWriter) -> int:
-        """Copy samples of a store and return about how many bytes they had; a batch that fails, one by one."""
-        try:
-            batch = reader[np.arange(rows.start, rows.stop)]
-            writer.write_batch(batch)
-        except (FormatError, SampleError):
-            for row in rows:
-                try:
-                    writer.write(reader[row])
-                except (FormatError, SampleError) as error:
-                    self.fail(f"sample {row}", str(error))
-            batch = ()
-        self.count(len(rows))
-        return nbytes(batch)
-
-    def end(self, destination: Path, on_error: str, written: int) -> Path | None:
-        """Check that anything was written, write the quarantine report, and tell the caller that this is all."""
-        if self.total and not written:
-            raise SourceError(f"{self.shown}: none of the {self.total} samples can be used{self.first_failure}")
-        report = None
-        if on_error == "quarantine":
-            report = _quarantine(destination, self.bad)
-        self.report()
-        return report
-
-    def write(self, source: Source, writer: SampleWriter, workers: int, limit: int | None) -> None:
-        """Write all samples of `source`."""
-        prefix = source.split and f"{source.split}/"
-        items = islice(source.items(), limit)
-        loaded = load_in_order(source.load, items, num_workers=workers, processes=source.cpu_bound)
-        with closing(loaded):  # ends its workers at once if this loop ends early
-            for item, sample in loaded:
-                if isinstance(sample, Failure):
-                    self.fail(prefix + item[0], sample.reason)
-                else:
-                    try:
-                        writer.write(sample)
-                    except SampleError as error:
-                        self.fail(prefix + item[0], str(error))
-                self.count(1)
-
-    def count(self, samples: int) -> None:
-        """Note that more samples are done, and report that from time to time."""
-        self._done += samples
-        if self._progress is not None and time.monotonic() - self._reported >= PROGRESS_SECONDS:
-            self.report()
-
-    def report(self) -> None:
-        """Tell the caller how far the conversion is."""
-        self._reported = time.monotonic()
-        if self._progress is not None:
-            self._progress(self._done, self.total, len(self.bad))
+def _copy_batch(reader: Reader, rows: range, writer: AnyWriter) -> tuple[int, list[tuple[str, str]]]:
+    """Copy samples of a store; one by one, if they fail together. Return about how many bytes they had, and failures."""
+    failures = []
+    try:
+        batch = reader[np.arange(rows.start, rows.stop)]
+        writer.write_batch(batch)
+    except (FormatError, SampleError):
+        batch = ()
+        for row in rows:
+            try:
+                writer.write(reader[row])
+            except (FormatError, SampleError) as error:
+                failures.append((f"sample {row}", str(error)))
+    return nbytes(batch), failures
 
 
-def _outputs(destination: Path, found: list[Source]) -> list[Path]:
-    return [
-        destination.with_name(f"{destination.stem}-{each.split}{destination.suffix}") if each.split else destination
-        for each in found
-    ]
+def _length(source: AnySource) -> int | None:
+    """Return how many items a source has, None if it does not know."""
+    try:
+        return len(source)
+    except TypeError:
+        return None
 
 
-def _size(source: Source, limit: int | None) -> int:
-    return len(source) if limit is None else min(limit, len(source))
+def _total(lengths: list[int | None], limit: int | None) -> int | None:
+    known = [length for length in lengths if length is not None]
+    if len(known) < len(lengths):
+        return None
+    return sum(length if limit is None else min(limit, length) for length in known)
 
 
-def _shown(name: str) -> str:
-    return printable(name, limit=4096)
-
-
-def _ignored(found: list[Source]) -> dict[str, Ignored]:
+def _ignored(found: Sequence[AnySource]) -> dict[str, Ignored]:
     """Return what the sources have ignored, added up."""
     total: dict[str, Ignored] = {}
     for source in found:
@@ -277,25 +337,9 @@ def _ignored(found: list[Source]) -> dict[str, Ignored]:
     return total
 
 
-def _shown_ignored(found: list[Source]) -> str:
+def _shown_ignored(found: Sequence[AnySource]) -> str:
     """Return in words what was ignored, as the end of a message."""
     return "".join(
-        f"; {reason}: {ignored.count}, such as {', '.join(map(printable, ignored.examples))}"
+        f"; {reason}: {ignored.count}, such as {', '.join(printable(each) for each in ignored.examples)}"
         for reason, ignored in _ignored(found).items()
     )
-
-
-def _quarantine(destination: Path, bad: list[tuple[str, str]]) -> Path | None:
-    """Publish the list of bad samples beside the destination, in place of one from an earlier run."""
-    path = destination.with_name(destination.name + ".quarantine.jsonl")
-    if not bad:
-        path.unlink(missing_ok=True)
-        return None
-    draft = Draft(path, overwrite=True)
-    try:
-        for name, reason in bad:  # ASCII only: a name that is not UTF-8 comes back as Python's str of it
-            draft.write(memoryview(json.dumps({"name": name, "reason": reason}).encode() + b"\n"))
-        draft.publish()
-    finally:
-        draft.discard()
-    return path

@@ -27,6 +27,7 @@ class SampleWriter:
         self.metadata = dict(metadata or {})
         self._check_metadata()
         self._n = 0
+        self.like: Schema | None = None  # fields whose kinds are kept where the fields are inferred
         self._schema: Schema | None = None
         self._given = None if fields is None else Schema(fields)
 
@@ -72,7 +73,7 @@ class SampleWriter:
         """Append one sample."""
         self._check_open()
         try:
-            schema = self._schema or Schema.infer(sample)
+            schema = self._schema or Schema.infer(sample, self.like)
             leaves = schema.leaves(sample)
         except Misfit as misfit:
             raise self._sample_error(misfit, misfit.field, self._n) from None

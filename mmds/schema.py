@@ -28,6 +28,8 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
     "shape": (list,),
     "align": (int,),
     "column": (bool,),
+    "key": (bool,),
+    "compression": (str,),
     "names": (list,),
     "mode": (str, type(None)),
 }
@@ -65,7 +67,12 @@ class Field:
     @property
     def align(self) -> int:
         """The alignment of its values in the data region."""
-        return getattr(self.kind, "align", 1)
+        return 1 if self.is_compressed else getattr(self.kind, "align", 1)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its values lie in the data region as zstd frames."""
+        return getattr(self.kind, "compression", None) is not None
 
 
 class Schema(Sequence[Field]):
@@ -131,6 +138,15 @@ class Schema(Sequence[Field]):
         """The largest alignment of any payload field; 1 where there is none."""
         return max((self.fields[k].align for k in self.payload), default=1)
 
+    @cached_property
+    def compressed(self) -> tuple[int, ...]:
+        """The positions of the fields whose values are compressed."""
+        return tuple(k for k, field in enumerate(self.fields) if field.is_compressed)
+
+    def mapped(self, kind_of: Callable[[int], Kind]) -> Schema:
+        """Return the schema of the same structure with the kinds that `kind_of` gives for each position."""
+        return Schema(_map(self.tree, kind_of))
+
     # Between a sample and its leaves
 
     def leaves(self, sample: Any) -> list[Any]:
@@ -166,9 +182,12 @@ class Schema(Sequence[Field]):
     # Inference, selection
 
     @classmethod
-    def infer(cls, sample: Any) -> Schema:
-        """Return the schema of which `sample` is the first one; `Misfit` where a leaf cannot be stored."""
-        return cls(_infer(sample, ()))
+    def infer(cls, sample: Any, like: Schema | None = None) -> Schema:
+        """Return the schema of which `sample` is the first one; `Misfit` where a leaf cannot be stored.
+
+        A field that is in `like`, and whose value still fits, keeps its kind: a picture is not just any bytes.
+        """
+        return cls(_infer(sample, (), {} if like is None else {field.path: field.kind for field in like.fields}))
 
     def select(self, wanted: Any) -> tuple[Schema, list[int]]:
         """Return the schema of the samples that `wanted` asks for, and the position of each of its fields in this one.
@@ -214,7 +233,7 @@ class Schema(Sequence[Field]):
     def to_json(self) -> list[dict[str, Any]]:
         """Return the fields as JSON values: path, kind, nullable and the kind's options."""
         return [
-            {"path": list(path), "kind": kind.name, "nullable": kind.nullable, **kind.options()}
+            {"path": list(path), "kind": kind.name, "nullable": kind.nullable, **kind.options(), **kind.extras()}
             for path, kind in ((field.path, field.kind) for field in self.fields)
         ]
 
@@ -251,17 +270,28 @@ def _number(node: Any, path: Path, fields: list[Field]) -> Any:
     )
 
 
-def _infer(sample: Any, path: Path) -> Any:
+def _infer(sample: Any, path: Path, known: Mapping[Path, Kind]) -> Any:
+    if path in known and _fits(known[path], sample):
+        return known[path]
     if isinstance(sample, Mapping) and sample:
-        return {key: _infer(value, (*path, key)) for key, value in sample.items()}
+        return {key: _infer(value, (*path, key), known) for key, value in sample.items()}
     if isinstance(sample, tuple) and sample:
-        return tuple(_infer(value, (*path, key)) for key, value in enumerate(sample))
+        return tuple(_infer(value, (*path, key), known) for key, value in enumerate(sample))
     try:
         return infer(sample)
     except Misfit as misfit:
         raise Misfit(misfit.expected, misfit.got, path_name(path)) from None
     except SchemaError:
         raise Misfit("an element type that can be stored", describe(sample), path_name(path)) from None
+
+
+def _fits(kind: Kind, value: Any) -> bool:
+    try:
+        if value is not None or not kind.nullable:
+            kind.encode(value)
+    except Misfit:
+        return False
+    return True
 
 
 def _assembler(node: Any, functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:

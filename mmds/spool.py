@@ -21,7 +21,7 @@ LEAST = 2**14  # per string: spilled pieces are remembered one by one
 
 
 class Spool:
-    """A set of byte strings, by number, that can be appended to and read back once."""
+    """A set of byte strings, by number, that can be appended to and then read back."""
 
     def __init__(self, folder: Path, strings: int) -> None:
         self._folder = folder
@@ -29,6 +29,12 @@ class Spool:
         self._tails = [bytearray() for _ in range(strings)]
         self._extents: list[list[tuple[int, int]]] = [[] for _ in range(strings)]
         self._file: IO[bytes] | None = None
+        self._spilled = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The length of all strings together."""
+        return self._spilled + sum(map(len, self._tails))
 
     def append(self, number: int, data: Buffer) -> None:
         """Append `data` to string `number`; an ndarray must be C-contiguous."""
@@ -50,6 +56,7 @@ class Spool:
         except OSError as error:
             raise StorageError(error.errno, f"cannot write to {printable(self._folder)}: {error.strerror}") from error
         self._extents[number].append((start, len(self._tails[number])))
+        self._spilled += len(self._tails[number])
         self._tails[number] = bytearray()
 
     def read(self, number: int) -> Iterator[bytes]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from mmds.blocks import BlockStream
 from mmds.columns import Encoded, Encodings
+from mmds.compression import Compression, HeldSamples, compressed, compressor
 from mmds.errors import SchemaError
-from mmds.fields import Fixed
-from mmds.format import DATA_START, SECTION_ALIGN, constant_layout, layout, pack_end, pack_header
+from mmds.fields import Buffer, Fixed
+from mmds.format import DATA_START, KEY_ROLES, SECTION_ALIGN, Section, constant_layout, layout, pack_end, pack_header
+from mmds.keys import KeySpool
 from mmds.publish import Draft
 from mmds.samplewriter import SampleWriter
 from mmds.schema import Field, Schema
@@ -28,6 +30,10 @@ class Writer(SampleWriter):
 
     `fields` is a structure like a sample with kinds for leaves (or another dataset's `fields`); without it, the fields
     are inferred from the first sample. `metadata` is anything that JSON can hold, and may be changed until the end.
+
+    `compression` compresses all payload but images, audio and video, value by value: "zstd", "zstd:LEVEL" (1 to 22, by default
+    3), or "zstd:LEVEL:dict", which trains a dictionary for each field on the first samples (up to 1000, or 8 MiB, which are
+    held back for that). Fields with ``compression="zstd"`` are compressed without it, too.
 
     A sample that does not fit raises `SampleError` and leaves the writer as it was. Failures of the operating system
     raise `StorageError` and end it. In both cases nothing appears at `path` unless `close` is reached.
@@ -49,18 +55,32 @@ class Writer(SampleWriter):
         *,
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        compression: str | None = None,
     ) -> None:
         super().__init__(path, fields, metadata)
+        self._compresses = compression is not None
+        self._compression = Compression() if compression is None else Compression.parse(compression)
         self._draft = self._new_draft(path, overwrite)
         self._spool: Spool | None = None
+        self._keys: dict[int, KeySpool] = {}
+        self._held: HeldSamples | None = None  # while they are too few to train dictionaries
         self._opened()
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes the file would have if it ended here."""
+        return 0 if self._spool is None else self._stream.position + self._spool.nbytes
 
     def _new_draft(self, path: str | os.PathLike[str], overwrite: bool) -> Draft:
         return Draft(path, overwrite=overwrite)
 
+    def _start(self, schema: Schema) -> None:
+        super()._start(compressed(schema) if self._compresses else schema)
+
     def _begin(self, schema: Schema) -> None:
         sections = layout(schema, 0, DATA_START, dict.fromkeys(range(len(schema)), 0))[:-1]  # `blocks` is not spooled
-        self._numbers = {(section.role, section.field): number for number, section in enumerate(sections)}
+        roles = [(section.role, section.field) for section in sections if section.role not in KEY_ROLES]
+        self._numbers = {role: number for number, role in enumerate(roles)}
         self._spool = Spool(self.path.parent, len(self._numbers))
         self._stream = BlockStream(self._draft)
         self._constant = constant_layout(schema)
@@ -73,7 +93,32 @@ class Writer(SampleWriter):
             if not isinstance(field.kind, Fixed) and not field.is_payload:
                 self._totals[position] = 0
                 self._spool.append(self._numbers["value_ends", position], bytes(8))
+                if getattr(field.kind, "key", False):
+                    self._keys[position] = KeySpool(self.path.parent)
+        if schema.compressed and self._compression.dictionary:
+            self._held = HeldSamples()
+        else:
+            self._begin_samples(schema, {})
+
+    def _begin_samples(self, schema: Schema, dictionaries: Mapping[int, bytes]) -> None:
+        """Make ready for writing samples, with a dictionary for each compressed field that has one."""
+        assert self._spool is not None
+        self._compressors: dict[int, Callable[[Encoded], bytes]] = {}
+        for position in schema.compressed:
+            dictionary = dictionaries.get(position, b"")
+            self._spool.append(self._numbers["dictionary", position], dictionary)
+            self._totals[position] = len(dictionary)
+            self._compressors[position] = compressor(self._compression.level, dictionary)
         self._sinks = [self._sink(self._spool, position, field) for position, field in enumerate(schema.fields)]
+
+    def _write_held(self) -> None:
+        """Train dictionaries on the samples that were held back, and write those."""
+        if self._held is not None:
+            assert self._schema is not None
+            held, self._held = self._held, None
+            self._begin_samples(self._schema, {k: held.dictionary(k) for k in self._schema.compressed})
+            for encoded in held.samples:
+                self._append(encoded)
 
     def _sink(self, spool: Spool, position: int, field: Field) -> Callable[[Encoded], None]:
         """Return the function that appends one encoded value of `field` to its place in the file."""
@@ -87,19 +132,24 @@ class Writer(SampleWriter):
                 append(column, zeros if data is None else data)
 
         elif not field.is_payload:
+            totals, keys = self._totals, self._keys.get(position)
 
             def sink(data: Encoded) -> None:
                 append(numbers["values", position], b"" if data is None else data)
-                self._totals[position] += 0 if data is None else len(data)
-                append(numbers["value_ends", position], self._totals[position].to_bytes(8, "little"))
+                totals[position] += 0 if data is None else len(data)
+                append(numbers["value_ends", position], totals[position].to_bytes(8, "little"))
+                if keys is not None:
+                    keys.append(b"" if data is None else data)
 
         else:
             align, stream, ends = field.align, self._stream, numbers["ends", None]
-            shape = numbers.get(("shape", position))
+            shape, compress = numbers.get(("shape", position)), self._compressors.get(position)
 
             def sink(data: Encoded) -> None:
                 stream.pad(align)
-                if data is not None:
+                if compress is not None:
+                    stream.write(compress(data))
+                elif data is not None:
                     stream.write(data)
                 append(ends, stream.position.to_bytes(8, "little"))
                 if shape is not None:
@@ -116,11 +166,22 @@ class Writer(SampleWriter):
         return nullable_sink
 
     def _append(self, encoded: list[Encoded]) -> None:
+        if self._held is not None:
+            if self._held.append(encoded):
+                self._write_held()
+            return
         for sink, data in zip(self._sinks, encoded, strict=True):
             sink(data)
 
     def _append_batch(self, batch: list[Encodings], size: int) -> None:
         assert self._spool is not None
+        first = 0
+        while self._held is not None and first < size:
+            self._append([c[first, ...] if isinstance(c, np.ndarray) else c[first] for c in batch])
+            first += 1
+        if first == size:
+            return
+        batch, size = [column[first:] for column in batch] if first else batch, size - first
         rows = [_as_rows(column) if isinstance(column, np.ndarray) else column for column in batch]
         payload = [rows[position] for position in self._payload]
         for position, column in enumerate(rows):
@@ -128,24 +189,42 @@ class Writer(SampleWriter):
                 continue
             if isinstance(column, np.ndarray):
                 self._spool.append(self._numbers["column", position], column)
+            elif ("values", position) in self._numbers:
+                self._append_values(self._spool, position, column)
             else:
                 for data in column:
                     self._sinks[position](data)
-        if not payload or not size:
+        if not payload:
             return
         if self._constant is not None and all(isinstance(column, np.ndarray) for column in payload):
             self._append_rows(self._spool, payload, size)
         else:
             self._append_items(self._spool, payload)
 
+    def _append_values(self, spool: Spool, position: int, column: list[Any]) -> None:
+        """Append values of a bytes or text column."""
+        values = [b"" if data is None else data for data in column]
+        ends = self._totals[position] + np.cumsum([len(data) for data in values], dtype="<u8")
+        spool.append(self._numbers["values", position], b"".join(values))
+        spool.append(self._numbers["value_ends", position], ends)
+        if len(values):
+            self._totals[position] = int(ends[-1])
+        if position in self._keys:
+            for data in values:
+                self._keys[position].append(data)
+        if ("valid", position) in self._numbers:
+            spool.append(self._numbers["valid", position], bytes(data is not None for data in column))
+
     def _append_items(self, spool: Spool, payload: list[Encodings]) -> None:
         """Append payload items of any size, one sample after the other: joined, as long as they are small."""
+        compressors = [self._compressors.get(position) for position in self._payload]
+        stored = [map(f, items) if f is not None else items for f, items in zip(compressors, payload, strict=True)]
         start = position = self._stream.position
         pieces: list[Any] = []
         ends: list[int] = []
         kinds = [self._schema.fields[k].kind for k in self._payload]  # type: ignore[union-attr]
         aligns = [self._schema.fields[k].align for k in self._payload]  # type: ignore[union-attr]
-        for items in zip(*payload, strict=True):
+        for items in zip(*stored, strict=True):
             for data, align in zip(items, aligns, strict=True):
                 if gap := -position % align:
                     pieces.append(bytes(gap))
@@ -192,12 +271,13 @@ class Writer(SampleWriter):
 
     def _publish(self, schema: Schema) -> None:
         assert self._spool is not None
+        self._write_held()
         stream, data_end = self._stream, self._stream.position
         sections = layout(schema, self._n, data_end, self._totals)
         for section in sections[:-1]:
             stream.pad(SECTION_ALIGN)
             stream.write(section.npy_header())
-            for piece in self._spool.read(self._numbers[section.role, section.field]):
+            for piece in self._pieces(section):
                 stream.write(piece)
         stream.pad(SECTION_ALIGN)
         hashes = stream.hashes()
@@ -213,7 +293,19 @@ class Writer(SampleWriter):
         stream.flush()
         self._draft.publish()
 
+    def _pieces(self, section: Section) -> Iterable[Buffer]:
+        """Return the array of a section piece by piece."""
+        assert self._spool is not None
+        if section.role in KEY_ROLES:
+            assert section.field is not None
+            keys = self._keys[section.field]
+            return keys.hashes() if section.role == "key_hashes" else keys.rows()
+        return self._spool.read(self._numbers[section.role, section.field])
+
     def _discard(self) -> None:
+        self._held = None
+        for keys in self._keys.values():
+            keys.close()
         if self._spool is not None:
             self._spool.close()
         self._draft.discard()

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from mmds.errors import SourceError
-from mmds.ordered import CHUNK, CHUNK_BYTES, Failure, load_chunk, load_in_order
+from mmds.ordered import CHUNK, CHUNK_BYTES, DONE, in_order, load_chunk
+from mmds.work import Failure, Work
 
 
 class Numbers:
@@ -33,33 +34,46 @@ class Numbers:
 
 def test_threads_run_ahead_only_as_far_as_the_window() -> None:
     load = Numbers()
-    taken = load_in_order(load, ((0,) for _ in range(10_000)), num_workers=2, processes=False)
+    taken = in_order(Work(load), ((0,) for _ in range(10_000)), num_workers=2, processes=False)
     next(taken)
     time.sleep(0.1)
     assert len(load.loaded) <= 5 * CHUNK
     taken.close()
 
 
-def test_a_worker_hands_over_before_it_holds_too_much() -> None:
+def test_items_that_carry_their_data_make_short_chunks() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[tuple[int, bytes]]:
+        for number in range(1000):
+            taken.append(number)
+            yield number, bytes(CHUNK_BYTES // 2)
+
+    results = in_order(Work(len), items(), num_workers=2, processes=False)
+    next(results)
+    assert len(taken) <= 10
+    results.close()
+
+
+def test_a_thread_hands_over_before_it_holds_too_much() -> None:
     load = Numbers()
-    got = load_chunk(load, [(3,), (4,), (2,), (1,)])
-    assert sum(array.nbytes for array in got) == 9 * 2**20 > CHUNK_BYTES and len(got) == 3
+    got = load_chunk(Work(load), 7, [(3,), (4,), (2,), (1,)])
+    assert sum(array.nbytes for _, array in got) == 9 * 2**20 > CHUNK_BYTES and [n for n, _ in got] == [7, 8, 9]
     sizes = [5, 0, -1, 9, 9, 1, 2, 0, -1, 30, 1] * 3
-    results = list(load_in_order(load, ((size,) for size in sizes), num_workers=3, processes=False))
-    assert [item[0] for item, _ in results] == sizes
+    results = list(in_order(Work(load), ((size,) for size in sizes), num_workers=3, processes=False))
+    assert [(number, item[0]) for number, item, value in results if value is DONE] == list(enumerate(sizes))
     assert [
-        sample.reason if isinstance(sample, Failure) else sample.nbytes >> 20 for _, sample in results
+        value.reason if isinstance(value, Failure) else value.nbytes >> 20 for _, _, value in results if value is not DONE
     ] == ["negative" if size < 0 else size for size in sizes]  # fmt: skip
 
 
 SCRIPT = r"""
 import os, signal, sys, time
 from mmds.errors import SourceError
-from mmds.ordered import load_in_order
+from mmds.ordered import DONE, in_order
+from mmds.work import Work
 
 def load(item):
-    if item[0] == 100 and sys.argv[1] == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
     if sys.argv[1] == "sleep":
         os.write(1, b"%d\n" % os.getpid())  # in one piece, also where two workers write at once
         time.sleep(0.3)
@@ -67,8 +81,8 @@ def load(item):
 
 if __name__ == "__main__":
     try:
-        for item, sample in load_in_order(load, ((k,) for k in range(1000)), num_workers=2, processes=True):
-            assert item == (sample,)
+        for _, item, sample in in_order(Work(load), ((k,) for k in range(1000)), num_workers=2, processes=True):
+            assert sample is DONE or item == (sample,)
         print("all")
     except SourceError as error:
         print(error)
@@ -96,12 +110,6 @@ def script(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def test_worker_that_dies_ends_the_conversion_with_its_reason(script: Callable[[str], subprocess.Popen[str]]) -> None:
-    output, errors = script("die").communicate(timeout=20)
-    assert "a worker process died" in output and "num_workers=1" in output
-    assert errors == ""
 
 
 def alive(pid: int) -> bool:
@@ -139,7 +147,6 @@ class Broken:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_unforeseen_errors_name_the_item(workers: int) -> None:
-    with pytest.raises(KeyError, match="a bug") as caught:
-        list(load_in_order(Broken(), [("c/x\n.jpg",)], num_workers=workers, processes=False))
-    assert caught.value.__notes__ == [r"while c/x\n.jpg was loaded"]
+def test_unforeseen_errors_are_failures_with_their_trace(workers: int) -> None:
+    results = list(in_order(Work(Broken()), [("c/x.jpg",)], num_workers=workers, processes=False))
+    assert results[0][2].reason == "loading failed: KeyError: 'a bug'" and "in __call__" in results[0][2].trace

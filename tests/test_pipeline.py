@@ -211,7 +211,7 @@ def test_ctrl_c_publishes_nothing_and_leaves_nobody(
         if done == after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmds.pipeline.PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("mmds.conversion.PROGRESS_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         convert(folder, tmp_path / "out.mmds", num_workers=2, progress=interrupt, **options)
     assert left_in(tmp_path) == []
