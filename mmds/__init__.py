@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmds.addcolumn import drop_column as drop_column
     from mmds.conversion import Conversion as Conversion
     from mmds.dataset import MemoryMappedDataset as MemoryMappedDataset
+    from mmds.exporting import export as export
     from mmds.fields import Array as Array
     from mmds.fields import Audio as Audio
     from mmds.fields import Bytes as Bytes
@@ -50,6 +51,7 @@ _HOME = {
     **dict.fromkeys(("Damage", "Verification", "verify"), "integrity"),
     **dict.fromkeys(("add_column", "drop_column"), "addcolumn"),
     **dict.fromkeys(("Conversion", "convert"), "pipeline"),
+    "export": "exporting",
     "Jagged": "jagged",
     "Loader": "loader",
     "Permutation": "permutation",

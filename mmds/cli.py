@@ -13,6 +13,7 @@ import click
 import mmds
 from mmds.convertcommand import convert
 from mmds.copycommands import merge, select, split
+from mmds.options import size
 
 
 class _Commands(click.Group):
@@ -164,6 +165,26 @@ def add_column(path: Path, name: str, values: Path, classes: str | None, replace
     found, kind = read_values(values, classes.split(",") if classes else None)
     mmds.add_column(path, name, found, kind=kind, replace=replace)
     click.echo(f"{len(found):,} values")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--to", "format", metavar="FORMAT", help="folder, tar, or a store. Default: by the suffix, or folder.")
+@click.option("--fields", metavar="NAMES", help="Only these fields, with commas.")
+@click.option("--shard-size", type=size, metavar="SIZE", help="Write several tar files of about this size.")
+@click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
+@click.option("--no-progress", is_flag=True, help="Draw no progress bar.")
+def export(source: Path, destination: Path, fields: str | None, no_progress: bool, **options: Any) -> None:
+    """Write SOURCE back to a folder of the files that it was made of, to tar shards, or to another store."""
+    from mmds.errors import printable
+    from mmds.terminal import progress
+
+    with progress("exporting", in_bytes=False, shown=not no_progress) as update:
+        names = fields.split(",") if fields else None
+        written = mmds.export(source, destination, fields=names, progress=update, **options)
+    for path in written:
+        click.echo(printable(path, 4096))
 
 
 class _WithCommand(click.Command):

@@ -47,7 +47,8 @@ class MemoryMappedDataset(Dataset[Any]):
     """An ``.mmds`` file as a torch Dataset. It holds a path; each process maps the file when it first reads.
 
     Args:
-        path: the file, or store; a list of ``.mmds`` files, or a pattern such as ``train-*.mmds``, are read as one.
+        path: the file, folder of shards, or store; a list of ``.mmds`` files, or a pattern such as ``train-*.mmds``, are
+            read as one.
         fields: which fields, and in which structure: a list of names keeps the structure that was written, a tuple of
             names gives tuples such as ``("image", "label")``, a name alone gives single values.
         transform, target_transform: functions of a sample. As in torchvision, a sample that is a pair is taken for
@@ -125,6 +126,14 @@ class MemoryMappedDataset(Dataset[Any]):
         if not handle.writable:  # a transform was set after the first read
             sample = self._open().get(row)
         return self._transformed(sample)
+
+    def get(self, key: str | bytes) -> Any:
+        """Return the sample with this key, the first one if there are several; `KeyError` if there is none.
+
+        The dataset needs one field ``Text(key=True)`` or ``Bytes(key=True)`` (`SchemaError`), whether it is read or not.
+        """
+        handle = self._open()
+        return self[handle.rows.index(handle.reader.find_row(key, handle.rows))]
 
     def __getitems__(self, indices: Sequence[int] | NdArray) -> Sequence[Any]:
         """Return the samples of a batch, as a sequence that `default_collate` turns into a batch in one gather."""

@@ -26,7 +26,7 @@ import reprlib
 import struct
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -89,6 +89,10 @@ class Kind:
     def options(self) -> dict[str, Any]:
         """Return what the schema's JSON says of this kind beside its name and `nullable`."""
         return {}
+
+    def extras(self) -> dict[str, Any]:
+        """Return the options that the schema's JSON has only where they are set."""
+        return {name: value for name in ("key", "compression") if (value := getattr(self, name, None))}
 
 
 @dataclass(frozen=True)
@@ -209,15 +213,16 @@ class Array(Fixed):
 
     `align` is the alignment of each value in the payload, a power of two from the item size up to 4096 bytes. The
     default of 64 is a cache line and the widest vector register; the item size makes the values of a single-field
-    dataset one gap-free flat array.
+    dataset one gap-free flat array. With ``compression="zstd"`` values are compressed one by one, and not aligned.
 
     >>> Array("float32", (None, 4))
-    Array(nullable=False, dtype='float32', shape=(None, 4), align=64)
+    Array(nullable=False, dtype='float32', shape=(None, 4), align=64, compression=None)
     """
 
     dtype: str
     shape: tuple[int | None, ...]
     align: int = 64
+    compression: str | None = field(default=None, kw_only=True)
     name: ClassVar[str] = "array"
 
     def __post_init__(self) -> None:
@@ -238,6 +243,7 @@ class Array(Fixed):
             raise SchemaError(
                 f"align={self.align!r}: expected a power of two from the item size ({self.stored.itemsize}) to {MAX_ALIGNMENT}"
             )
+        _check_compression(self, self.is_column)
 
     @property
     def stored(self) -> np.dtype[Any]:
@@ -290,9 +296,16 @@ class Array(Fixed):
 
 @dataclass(frozen=True)
 class Variable(Kind):
-    """Base of the kinds whose values differ in length: `Bytes`, `Text`, `Json` and the encoded files."""
+    """Base of the kinds whose values differ in length: `Bytes`, `Text`, `Json` and the encoded files.
 
+    With ``compression="zstd"`` values in the payload are compressed one by one.
+    """
+
+    compression: str | None = field(default=None, kw_only=True)
     python_type: ClassVar[type | str] = bytes
+
+    def __post_init__(self) -> None:
+        _check_compression(self, getattr(self, "column", False))
 
     def encode(self, value: Any) -> Buffer:
         if not isinstance(value, (bytes, bytearray, memoryview)):
@@ -306,13 +319,19 @@ class Variable(Kind):
 
 @dataclass(frozen=True)
 class Bytes(Variable):
-    """Any bytes. With `column=True` they are kept together in the index and scanned without touching the payload."""
+    """Any bytes. With `column=True` they are kept together in the index and scanned without touching the payload.
+
+    With `key=True` (which implies `column=True`) samples are found by them: ``reader.get(key)``.
+    """
 
     column: bool = False
     align: int = 1
+    key: bool = field(default=False, kw_only=True)
     name: ClassVar[str] = "bytes"
 
     def __post_init__(self) -> None:
+        _check_key(self)
+        super().__post_init__()
         if self.align not in (1 << bit for bit in range(13)):
             raise SchemaError(f"align={self.align!r}: expected a power of two up to {MAX_ALIGNMENT}")
 
@@ -322,10 +341,18 @@ class Bytes(Variable):
 
 @dataclass(frozen=True)
 class Text(Variable):
-    """A string, stored as UTF-8. With `column=True` (keys, file names, captions) it is kept in the index."""
+    """A string, stored as UTF-8. With `column=True` (keys, file names, captions) it is kept in the index.
+
+    With `key=True` (which implies `column=True`) samples are found by it: ``reader.get(key)``.
+    """
 
     column: bool = False
+    key: bool = field(default=False, kw_only=True)
     name: ClassVar[str] = "text"
+
+    def __post_init__(self) -> None:
+        _check_key(self)
+        super().__post_init__()
 
     def encode(self, value: Any) -> Buffer:
         if not isinstance(value, str):
@@ -340,6 +367,22 @@ class Text(Variable):
 
     def options(self) -> dict[str, Any]:
         return {"column": self.column}
+
+
+def _check_key(kind: Bytes | Text) -> None:
+    if kind.key:
+        if kind.nullable:
+            raise SchemaError("key=True with nullable=True: a sample without a key could never be found")
+        object.__setattr__(kind, "column", True)
+
+
+def _check_compression(kind: Array | Variable, in_index: bool) -> None:
+    if kind.compression not in (None, "zstd"):
+        raise SchemaError(f"compression={kind.compression!r}: expected 'zstd' or None")
+    if kind.compression and in_index:
+        raise SchemaError(
+            f"compression={kind.compression!r}: {kind.expected} is kept in the index, which is not compressed"
+        )
 
 
 @dataclass(frozen=True)
@@ -381,6 +424,7 @@ class Image(Variable):
     name: ClassVar[str] = "image"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode not in ("RGB", "L", "RGBA", None):
             raise SchemaError(f"mode={self.mode!r}: expected 'RGB', 'L', 'RGBA' or None")
 

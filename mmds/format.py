@@ -26,25 +26,34 @@ Header
     20   4  data start = 4096
 
 A reader MUST refuse a major version or an incompatible-feature bit that it does not know, and ignores minor versions and
-compatible bits that it does not know. Version 1.0 defines no bits.
+compatible bits that it does not know. Version 1.0 defines incompatible-feature bit 0, which is set if and only if a field is
+compressed.
 
 Data
 ====
 A field's values are either *payload* or *columns* of the index. Columns are: a `scalar` or `label`; an `array` of known
 shape of at most 256 bytes and rank 8, where a dimension of 0 counts as 1; `bytes` and `text` with ``"column": true``.
+Of these, fields with ``"key": true`` are *keys*, by which samples are found: `key_hashes` and `key_rows` lead from a value to
+the samples that may have it, and a reader MUST compare the value itself. Keys need not differ.
 Everything else is payload.
 
 With V payload fields, item ``k = i * V + j`` is the value of payload field j (in schema order) of sample i. It occupies
-``[align_up(ends[k], align_j), ends[k + 1])``, where ``align_j`` is the field's ``align`` or 1. The bytes before it, from
-``ends[k]`` on, MUST be zero. The last item's end is the end of the data; the first starts at 4096 = ``ends[0]``.
+``[align_up(ends[k], align_j), ends[k + 1])``, where ``align_j`` is the field's ``align``, or 1 if it has none or is
+compressed. The bytes before it, from ``ends[k]`` on, MUST be zero. The last item's end is the end of the data; the first
+starts at 4096 = ``ends[0]``.
 
 An array's bytes are its elements in C order. If one dimension is unknown it follows from the item's length; if two or
 more are, the `shape` section holds them. Text is UTF-8, json is UTF-8 JSON text. A null value (see `valid`) has no bytes
 in the payload and zeros in a column.
 
-If all payload fields are arrays of known shape, neither nullable nor empty, and the first has the largest alignment,
-items have constant positions: with ``stride = align_up(size of one sample's items, align_0)`` sample i begins at
-``4096 + i * stride``. A reader MAY use that instead of `ends`, and MUST check that the end of the data agrees.
+A payload field with ``"compression": "zstd"`` is *compressed*: a value's bytes, if it has any, are stored as one Zstandard
+frame (RFC 8878) and nothing else. The frame header MUST state the size of the content, and a reader MUST NOT believe more
+than 2**15 times the size of the frame, nor another size than an array of known shape has. Frames may need the field's
+`dictionary`. A value without bytes has no frame.
+
+If all payload fields are arrays of known shape, neither nullable nor empty nor compressed, and the first has the largest
+alignment, items have constant positions: with ``stride = align_up(size of one sample's items, align_0)`` sample i begins
+at ``4096 + i * stride``. A reader MAY use that instead of `ends`, and MUST check that the end of the data agrees.
 
 Sections
 ========
@@ -55,7 +64,10 @@ Each is a complete .npy file, version 1.0, with a 128-byte header whose dictiona
     column      (N, *shape)           per column of fixed size
     values      |u1 (total,)          per bytes or text column: all values, one after the other
     value_ends  <u8 (N + 1,)          and then where each ends, relative to the first; begins with 0, never decreasing
+    key_hashes  <u8 (N,)              per key: the XXH3-64 (seed 0) of each value's bytes, ascending
+    key_rows    <u8 (N,)              and then the samples that have them, in that order; equal hashes by sample
     shape       <u4 (N, unknown)      per array with two or more unknown dimensions: their sizes
+    dictionary  |u1 (size,)           per compressed field: a Zstandard dictionary of at most 1 MiB, or nothing
     valid       |u1 (N,)              per nullable field: 1, or 0 for null; after the field's other sections
     blocks      <u8                   one; XXH3-64 (seed 0) of each 1 MiB block of the file from byte 0 to this section
 
@@ -81,6 +93,9 @@ sample that they describe; names (paths joined by dots) are unique. Options by k
     label   names (unique strings)   text   column             audio, video  none
     array   align, dtype, shape      json   none
 
+`bytes` and `text` with ``"column": true`` and ``"nullable": false`` may have ``"key": true`` (never false) beside these,
+and payload fields ``"compression": "zstd"`` (never null).
+
 ``dtype`` is bool, int8 .. int64, uint8 .. uint64, float16 .. float64, complex64, complex128, and for arrays also
 bfloat16 (stored as <u2), float8_e4m3fn, float8_e4m3fnuz, float8_e5m2 and float8_e5m2fnuz (|u1). ``shape`` has up to 32
 dimensions of 0 .. 2**32 - 1, null where unknown; none may be 0 beside an unknown one, and with 0 counting as 1 their
@@ -98,7 +113,7 @@ Trailer
     32  16  content id: sha256(footer)[:16]
 
 The content id names the content: trailer, footer, block hashes and blocks form one hash chain over every byte. The same
-samples and fields give the same bytes.
+samples and fields give the same bytes; compressed, they do so with the same version of libzstd, level and dictionaries.
 
 A complete file
 ===============
@@ -214,7 +229,10 @@ DATA_START = 4096  # one page, so that every alignment up to a page holds for of
 SECTION_ALIGN = 64  # the alignment that .npy files promise
 NPY_HEADER = 128
 BLOCK = 2**20
-KNOWN_INCOMPATIBLE = 0
+KEY_ROLES = ("key_hashes", "key_rows")
+MAX_DICTIONARY = 2**20
+COMPRESSED = 1  # the incompatible-feature bit of files with compressed fields
+KNOWN_INCOMPATIBLE = COMPRESSED
 
 HEADER = np.dtype(
     [
@@ -298,7 +316,8 @@ class Section:
 def layout(schema: Schema, n: int, data_end: int, value_bytes: Mapping[int, int]) -> tuple[Section, ...]:
     """Return all sections of a file of `n` samples whose data ends at `data_end`.
 
-    `value_bytes` gives the total length of the values of each bytes or text column, by field position.
+    `value_bytes` gives the total length of the values of each bytes or text column, and that of the dictionary of each
+    compressed field, by field position.
     """
     wanted: list[tuple[str, int | None, str, tuple[int, ...]]] = []
     wanted.append(("ends", None, "<u8", (n * len(schema.payload) + 1,)))
@@ -313,6 +332,10 @@ def layout(schema: Schema, n: int, data_end: int, value_bytes: Mapping[int, int]
         elif not field.is_payload:
             wanted.append(("values", position, "|u1", (value_bytes[position],)))
             wanted.append(("value_ends", position, "<u8", (n + 1,)))
+            if getattr(kind, "key", False):
+                wanted += [(role, position, "<u8", (n,)) for role in KEY_ROLES]
+        if field.is_compressed:
+            wanted.append(("dictionary", position, "|u1", (value_bytes[position],)))
         if kind.nullable:
             wanted.append(("valid", position, "|u1", (n,)))
     sections: list[Section] = []
@@ -330,7 +353,7 @@ def constant_layout(schema: Schema) -> tuple[int, list[int], int] | None:
     offsets, end = [], 0
     for position in schema.payload:
         field = schema.fields[position]
-        if not isinstance(field.kind, Fixed) or not field.kind.nbytes or field.kind.nullable:
+        if not isinstance(field.kind, Fixed) or not field.kind.nbytes or field.kind.nullable or field.is_compressed:
             return None
         offsets.append(align_up(end, field.align))
         end = offsets[-1] + field.kind.nbytes
@@ -347,6 +370,7 @@ def pack_header(schema: Schema) -> bytes:
     header = np.zeros((), HEADER)
     header["magic"], header["major"], header["minor"] = HEADER_MAGIC, MAJOR, MINOR
     header["data_start"], header["schema_id"] = DATA_START, schema_id(schema)
+    header["incompatible"] = incompatible_features(schema)
     header["crc"] = zlib.crc32(header.tobytes()[:60])
     return header.tobytes().ljust(DATA_START, b"\0")
 
@@ -376,6 +400,11 @@ def pack_end(schema: Schema, n: int, data_end: int, sections: tuple[Section, ...
 def schema_id(schema: Schema) -> bytes:
     """Return the 16 bytes that identify the fields."""
     return hashlib.sha256(canonical.dump(schema.to_json())).digest()[:16]
+
+
+def incompatible_features(schema: Schema) -> int:
+    """Return the incompatible-feature bits of a file with these fields."""
+    return COMPRESSED if schema.compressed else 0
 
 
 def hexdump(data: bytes) -> str:

@@ -14,10 +14,12 @@ import math
 import mmap
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
 
+from mmds.compression import Decompressor
 from mmds.errors import FormatError, printable
 from mmds.fields import Array, Fixed, Kind, Variable
 from mmds.format import DATA_START, Section
@@ -28,7 +30,9 @@ from mmds.store import ArrayItems, Items
 
 NdArray = np.ndarray[Any, Any]
 Tell = Callable[[NdArray, NdArray], None]  # something about the memory from these addresses to those
-Decode = Callable[[memoryview, int, int, int], Any]  # the view, where the value starts and stops in it, the sample
+Decode = Callable[
+    [Any, int, int, int], Any
+]  # the view or the bytes, where the value starts and stops in it, the sample
 
 _two_ends = struct.Struct("<QQ").unpack_from
 
@@ -81,27 +85,35 @@ class VariableItems:
         first: int = 0,
         step: int = 1,
         align: int = 1,
+        is_compressed: bool = False,
     ) -> None:
         self._view, self._ends, self._decode = view, ends, decode
         self._pairs = ends.view(np.uint8).data  # for struct, which reads two numbers faster than numpy reads one
-        self._describe = describe
+        self.describe, self._is_compressed = describe, is_compressed
         self._first, self._step, self._align = first, step, align
         self._size, self._pad, self._mask = len(view), align - 1, -align
 
     def contiguous(self, size: int) -> tuple[memoryview, NdArray] | None:
         """Return the bytes and where in them values end (n + 1 numbers), if each begins where the one before it ends.
 
-        Values are whole multiples of `size` bytes. None if there is something else between them.
+        Values are whole multiples of `size` bytes. None if there is something else between them, or if they are compressed.
         """
-        return (self._view, self._ends) if self._step == 1 and self._align <= size else None
+        if self._is_compressed or self._step > 1 or self._align > size:
+            return None
+        return self._view, self._ends
 
     def span(self, index: int) -> tuple[int, int]:
         """Return where the value of a sample begins and ends in the view; `FormatError` if that is outside."""
         start, stop = _two_ends(self._pairs, 8 * (index * self._step + self._first))
         start = (start + self._pad) & self._mask
         if not start <= stop <= self._size:
-            raise FormatError(f"{self._describe(index)}: bytes {start} to {stop} of {self._size}; run mmds verify")
+            raise FormatError(f"{self.describe(index)}: bytes {start} to {stop} of {self._size}; run mmds verify")
         return start, stop
+
+    def raw(self, index: int) -> memoryview:
+        """Return the bytes of the value of a sample as they are in the file; `FormatError` if they are outside."""
+        start, stop = self.span(index)
+        return self._view[start:stop]
 
     def get(self, index: int) -> Any:
         """Return the value of sample `index`."""
@@ -112,10 +124,17 @@ class VariableItems:
         try:
             return self._decode(self._view, start, stop, index)
         except (ValueError, struct.error) as error:
-            raise FormatError(f"{self._describe(index)}: {printable(error)}; run mmds verify") from None
+            raise FormatError(f"{self.describe(index)}: {printable(error)}; run mmds verify") from None
+
+    def value_spans(self, indices: NdArray, size: int = 1) -> tuple[NdArray, NdArray] | None:
+        """Return where the bytes of the values of samples `indices` begin and end in the view.
+
+        None if any of that is outside, one of them is no multiple of `size` bytes, or they are compressed.
+        """
+        return None if self._is_compressed else self.spans(indices, size)
 
     def spans(self, indices: NdArray, size: int = 1) -> tuple[NdArray, NdArray] | None:
-        """Return where the values of samples `indices` begin and end in the view.
+        """Return where samples `indices` begin and end in the view, as they are stored.
 
         None if any of that is outside, or one of them is no multiple of `size` bytes.
         """
@@ -139,7 +158,7 @@ class VariableItems:
             try:
                 values.append(decode(view, start, stop, index))
             except (ValueError, struct.error) as error:
-                raise FormatError(f"{self._describe(index)}: {printable(error)}; run mmds verify") from None
+                raise FormatError(f"{self.describe(index)}: {printable(error)}; run mmds verify") from None
         return values
 
     def jagged(
@@ -147,10 +166,11 @@ class VariableItems:
     ) -> Jagged | None:
         """Return the values of samples `indices` one after the other, as arrays (length, *inner): one copy.
 
-        None if the bytes of one of them cannot be such an array, or are outside the file; `gather` says which.
+        None if they are compressed, or the bytes of one of them cannot be such an array, or are outside the file; `gather`
+        says which.
         """
         row = math.prod(inner) * dtype.itemsize
-        spans = self.spans(indices, row)
+        spans = self.value_spans(indices, row)
         if spans is None:
             return None
         offsets = np.zeros(len(indices) + 1, np.int64)
@@ -252,12 +272,17 @@ def open_items(view: memoryview, footer: Footer, position: int, path: str) -> Ma
             "align": field.align,
         }
         data, ends = view[: footer.data_end], section_array(view, footer.section("ends"))
-        if not isinstance(kind, Array):
-            items = VariableItems(data, ends, _decoder(kind, view.obj), **where)  # type: ignore[arg-type]
-        elif kind.unknown or kind.nullable:
-            items = VariableItems(data, ends, _array_decoder(view, footer, position), **where)
+        if isinstance(kind, Array):
+            decode = _array_decoder(view, footer, position)
         else:
-            items = ScatteredItems(kind, data, ends, _array_decoder(view, footer, position), **where)
+            decode = _decoder(kind, None if field.is_compressed else view.obj)  # type: ignore[arg-type]
+        if field.is_compressed:
+            where["is_compressed"] = True
+            decode = _decompressing(decode, view, footer, position)
+        if not isinstance(kind, Array) or kind.unknown or kind.nullable:
+            items = VariableItems(data, ends, decode, **where)
+        else:
+            items = ScatteredItems(kind, data, ends, decode, **where)
     if kind.nullable:
         return NullableItems(items, section_array(view, footer.section("valid", position)))
     return items
@@ -271,6 +296,34 @@ def _decoder(kind: Kind, mapped: mmap.mmap | None = None) -> Decode:
         return lambda view, start, stop, _: bytes(view[start:stop])
     decode = kind.decode
     return lambda view, start, stop, _: decode(view[start:stop])
+
+
+def _decompressing(decode: Decode, view: memoryview, footer: Footer, position: int) -> Decode:
+    """Return `decode` for values that are compressed: arrays lie in memory of their own then, read-only all the same."""
+    kind = footer.schema.fields[position].kind
+    dictionary = footer.section("dictionary", position)
+    decompress = Decompressor(view[dictionary.data : dictionary.end])
+    if isinstance(kind, Array) and kind.unknown > 1:
+        size_of: Callable[[int], int | None] = partial(
+            _size_by_shape, kind, section_array(view, footer.section("shape", position))
+        )
+    else:
+        known = kind.nbytes if isinstance(kind, Array) else None
+        size_of = lambda index: known  # noqa: E731
+
+    def decompressing(view: memoryview, start: int, stop: int, index: int) -> Any:
+        if start == stop:
+            return decode(view, start, stop, index)
+        content = decompress(view[start:stop], size_of(index))
+        return decode(content, 0, len(content), index)
+
+    return decompressing
+
+
+def _size_by_shape(kind: Array, shapes: NdArray, index: int) -> int:
+    known = math.prod(size for size in kind.shape if size is not None)
+    sizes: list[int] = shapes[index].tolist()
+    return math.prod(sizes) * known * kind.stored.itemsize
 
 
 class _Describe:

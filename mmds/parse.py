@@ -21,8 +21,10 @@ from mmds.format import (
     DATA_START,
     HEADER,
     HEADER_MAGIC,
+    KEY_ROLES,
     KNOWN_INCOMPATIBLE,
     MAJOR,
+    MAX_DICTIONARY,
     MIN_FILE,
     SECTION_ALIGN,
     TRAILER,
@@ -31,6 +33,7 @@ from mmds.format import (
     Section,
     align_up,
     constant_layout,
+    incompatible_features,
     layout,
     schema_id,
 )
@@ -88,6 +91,9 @@ def parse(view: memoryview) -> Footer:
         raise FormatError(f"footer: {footer.n} samples, but the trailer says {int(trailer['n'])}")
     if schema_id(footer.schema) != header["schema_id"].tobytes():
         raise FormatError("footer: its fields do not match the schema id in the header")
+    features, needed = int(header["incompatible"]), incompatible_features(footer.schema)
+    if features != needed:
+        raise FormatError(f"header: feature bits {features:#x}, but its fields need {needed:#x}")
     if align_up(footer.sections[-1].end, SECTION_ALIGN) != start:
         raise FormatError(f"footer: begins at {start}, expected {align_up(footer.sections[-1].end, SECTION_ALIGN)}")
     _check_sections(view, footer, start)
@@ -142,9 +148,11 @@ def _parse_footer(text: bytes, content_id: str, file_length: int) -> Footer:
         ):
             raise FormatError(f"data is {printable(data)}, expected [{DATA_START}, an offset in the file]")
         schema = Schema.from_json(footer["fields"])
-        totals = {s["field"]: s["shape"][0] for s in footer["sections"] if s["role"] == "values"}
+        totals = {s["field"]: s["shape"][0] for s in footer["sections"] if s["role"] in ("values", "dictionary")}
         if any(type(total) is not int or not 0 <= total < file_length for total in totals.values()):
             raise FormatError("a values section is larger than the file")
+        if any(totals[position] > MAX_DICTIONARY for position in schema.compressed):
+            raise FormatError(f"a dictionary of more than {MAX_DICTIONARY} bytes")
         sections = layout(schema, n, data[1], totals)
         listed = canonical.dump(footer["sections"])
         if sections[-1].end > file_length or listed != canonical.dump([section.to_json() for section in sections]):
@@ -181,9 +189,11 @@ def _check_sections(view: memoryview, footer: Footer, footer_start: int) -> None
             first, last = DATA_START, footer.data_end
             if section.role == "value_ends":
                 first, last = 0, footer.section("values", section.field).shape[0]
-            found = [int.from_bytes(view[at : at + 8], "little") for at in (section.data, section.end - 8)]
+            found = _ends_of(view, section)
             if found != [first, last]:
                 raise FormatError(f"{printable(where)}: runs from {found[0]} to {found[1]}, expected {first} to {last}")
+        if section.role in KEY_ROLES and footer.n:
+            _check_keys(view, section, footer.n, printable(where))
         end = section.end
     if any(view[end:footer_start]):
         raise FormatError("the padding before the footer is not zero")
@@ -192,3 +202,17 @@ def _check_sections(view: memoryview, footer: Footer, footer_start: int) -> None
         DATA_START + (footer.n - 1) * constant[0] + constant[2] if footer.n else DATA_START
     ):
         raise FormatError(f"the data ends at {footer.data_end}, which is not where {footer.n} samples of this size end")
+
+
+def _ends_of(view: memoryview, section: Section) -> list[int]:
+    """Return the first and the last number of an array of <u8, which is not empty."""
+    return [int.from_bytes(view[at : at + 8], "little") for at in (section.data, section.end - 8)]
+
+
+def _check_keys(view: memoryview, section: Section, n: int, where: str) -> None:
+    """Check the first and last entry of the hashes or the rows of a key."""
+    first, last = _ends_of(view, section)
+    if section.role == "key_hashes" and first > last:
+        raise FormatError(f"{where}: runs from {first} to {last}, expected ascending hashes")
+    if section.role == "key_rows" and max(first, last) >= n:
+        raise FormatError(f"{where}: sample {max(first, last)} of {n}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
 
+from mmds.errors import FormatError
 from mmds.fields import Array, Kind, Variable
 from mmds.gather import Allocate, empty
 from mmds.items import NullableItems, VariableItems
@@ -46,9 +48,7 @@ def gather_ragged(items: Items, kind: Kind, rows: NdArray, how: Ragged, allocate
 
 
 def _jagged(items: Items, kind: Kind, rows: NdArray, allocate: Allocate) -> Jagged:
-    dtype, inner = np.dtype(np.uint8), ()
-    if isinstance(kind, Array):
-        dtype, inner = kind.stored, kind.shape[1:]  # type: ignore[assignment]
+    dtype, inner = _row(kind)
     if not len(rows):
         return Jagged(np.empty((0, *inner), dtype), np.zeros(1, np.int64))
     inside = items.items if isinstance(items, (NullableItems, MaskedItems)) else items
@@ -58,6 +58,31 @@ def _jagged(items: Items, kind: Kind, rows: NdArray, allocate: Allocate) -> Jagg
     values = (b"" if value is None else value for value in items.gather(rows))
     arrays = [np.frombuffer(value, dtype) if isinstance(value, bytes) else value for value in values]
     return join([array.reshape(-1, *inner) for array in arrays])
+
+
+def flat(items: Items, kind: Kind, rows: range) -> NdArray | None:
+    """Return the values of `rows`, of a kind of which `is_ragged` makes jagged batches, as one array: a view.
+
+    None if they do not lie in one file one after the other. Two ends are read, whatever the number of rows.
+    """
+    inside = items.items if isinstance(items, NullableItems) else items
+    dtype, inner = _row(kind)
+    found = inside.contiguous(dtype.itemsize) if isinstance(inside, VariableItems) else None
+    if found is None or rows.step != 1:
+        return None
+    view, ends = found
+    start, stop = (ends.item(rows.start), ends.item(rows.stop)) if rows else (0, 0)
+    row = math.prod(inner) * dtype.itemsize
+    if not start <= stop <= len(view) or (stop - start) % row:
+        raise FormatError(f"bytes {start} to {stop} of {len(view)} for rows of {row} bytes; run mmds verify")
+    return np.ndarray(((stop - start) // row, *inner), dtype, view, start)
+
+
+def _row(kind: Kind) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return dtype and shape of what a value of ragged `kind` is a number of: bytes, or parts of an array."""
+    if isinstance(kind, Array):
+        return kind.stored, kind.shape[1:]  # type: ignore[return-value]
+    return np.dtype(np.uint8), ()
 
 
 def _grows(kind: Array) -> bool:

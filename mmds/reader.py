@@ -10,10 +10,11 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from mmds.errors import SchemaError, missing, printable
+from mmds.errors import FormatError, SchemaError, missing, printable
 from mmds.items import FixedItems, NullableItems, VariableItems
+from mmds.keys import KeyLookup
 from mmds.parse import Footer
-from mmds.ragged import Ragged, check_ragged, gather_ragged, is_ragged
+from mmds.ragged import Ragged, check_ragged, flat, gather_ragged, is_ragged
 from mmds.shards import Shards
 from mmds.store import ArrayItems, Items, MappedStore, MaskedItems, Store
 
@@ -41,15 +42,16 @@ class Strings(Sequence[Any]):
 class Reader(Sequence[Any]):
     """A dataset as a sequence of samples: ``reader[i]``, ``reader[2:9]`` (a reader again), ``reader[[5, 1]]`` (a batch).
 
-    Arrays in samples are read-only views of the page cache; bytes and text are copies; images, audio and video are
-    their encoded bytes; arrays of bfloat16 and 8-bit floats are their bits. In a batch, scalars and arrays of fixed
-    shape are stacked to one array with a first axis more, everything else is a list.
+    Arrays in samples are read-only: views of the page cache, of compressed fields in memory of their own. Bytes and text are
+    copies; images, audio and video are their encoded bytes; arrays of bfloat16 and 8-bit floats are their bits. In a batch,
+    scalars and arrays of fixed shape are stacked to one array with a first axis more, everything else is a list.
 
     A reader may be used by many threads. It follows a fork, but cannot be pickled; `MemoryMappedDataset` can.
     """
 
     def __init__(self, store: Store, rows: range, fields: Any = None) -> None:
         self._rows = rows
+        self._lookup: KeyLookup | None
         schema = store.schema
         self.fields, self._positions = (schema, list(range(len(schema)))) if fields is None else schema.select(fields)
         # In the file, whatever `fields` made of them:
@@ -58,8 +60,8 @@ class Reader(Sequence[Any]):
 
     @property
     def path(self) -> Path:
-        """The file that is read; of several, the first one."""
-        return Path(getattr(self.store, "paths", [self.store.path])[0])
+        """The file or folder that is read; of several files, the first one."""
+        return Path(getattr(self.store, "source", self.store.path))
 
     @property
     def footer(self) -> Footer:
@@ -99,12 +101,33 @@ class Reader(Sequence[Any]):
             raise self.out_of_range(index, self._rows) from None
         return self._get(row)
 
+    def get(self, key: str | bytes) -> Any:
+        """Return the sample with this key, the first one if there are several; `KeyError` if there is none.
+
+        The dataset needs one field ``Text(key=True)`` or ``Bytes(key=True)`` (`SchemaError`), whether it is read or not.
+        """
+        return self._get(self.find_row(key, self._rows))
+
+    def row_of(self, key: str | bytes) -> int:
+        """Return the number of the sample with this key, so that ``reader[reader.row_of(key)]`` is `get`."""
+        return self._rows.index(self.find_row(key, self._rows))
+
+    def find_row(self, key: str | bytes, rows: range) -> int:
+        """Return the first of `rows` of the file that has this key."""
+        if self._lookup is None:
+            self._lookup = KeyLookup(self.store)
+        return self._lookup.row(key, rows)
+
     def rows(self, rows: range) -> Self:
         """Return a reader of `rows` of the whole dataset."""
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._rows = rows
         return view
+
+    def select(self, fields: Any) -> Reader:
+        """Return a reader of the same samples with other fields, which are selected from all as by `mmds.open`."""
+        return Reader(self.store, self._rows, fields)
 
     def parts(self) -> Iterator[Self]:
         """Yield a reader of each file that the samples are in, with the samples that are in it. Needs a step of 1."""
@@ -120,6 +143,7 @@ class Reader(Sequence[Any]):
 
     def _read_from(self, store: Store) -> None:
         self.store = store
+        self._lookup = None
         self.items = [store.items[position] for position in self._positions]
         self._get: Callable[[int], Any] = self.fields.assembler([items.get for items in self.items])
         self._gather: Callable[[NdArray], Any] = self.fields.assembler([items.gather for items in self.items])
@@ -158,6 +182,28 @@ class Reader(Sequence[Any]):
                 f"{printable(self.store.path)}: '{printable(name)}' is no column; its values differ in size. Use reader[i]"
             )
         return Strings(items, self._rows)
+
+    def flat(self, name: str) -> NdArray:
+        """Return the values of one field, one sample's after the other's, as one array of shape (total, ...): a view, no copy.
+
+        For values of which `gather` makes a `Jagged`: arrays whose first dimension alone differs, bytes, and encoded files
+        (uint8). Opening costs the same for any number of samples: no sample is looked at. Nulls are empty.
+
+        The values have to be neighbours in one file (`SchemaError`): a slice with a step of 1, no other field in the payload,
+        no padding, no compression. ``{"tokens": Array("uint16", (None,), align=2)}`` and columns beside it are such.
+        """
+        position = self.fields.index(name)
+        kind, where = self.fields[position].kind, f"{printable(self.store.path)}: field '{printable(name)}'"
+        try:
+            values = flat(self.items[position], kind, self._rows) if is_ragged(kind, "jagged") else None
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}") from None
+        if values is None:
+            raise SchemaError(
+                f"{where} is not one array of values in one file; expected a ragged array whose align is its item size, or "
+                "bytes, not compressed, and no other field in the payload. Of several files, each of reader.parts() is one"
+            )
+        return values
 
     def to_arrow(self, fields: Any = None) -> Any:
         """Return fields as a `pyarrow.Table`, for DuckDB, Polars and pandas.

@@ -36,8 +36,11 @@ def broken_rules(file: MappedFile) -> Iterator[BrokenRule]:
             for bad, reason in _check_field(file, position, rows):
                 for row in np.flatnonzero(bad).tolist():
                     yield BrokenRule(reason, start + row, field.name)
-        if isinstance(field.kind, (Text, Json)):
+        if isinstance(field.kind, (Text, Json)) or field.is_compressed:
             yield from _undecodable(file, position, field.name)
+        if getattr(field.kind, "key", False):
+            for reason, row in file.keys[position].broken():
+                yield BrokenRule(reason, row, field.name)
 
 
 def _undecodable(file: MappedFile, position: int, name: str) -> Iterator[BrokenRule]:
@@ -77,7 +80,7 @@ def _check_field(file: MappedFile, position: int, rows: slice) -> Iterator[tuple
     disordered = (before > after) | (after > limit) | (lengths < 0)
     yield disordered, "the ends in the index decrease"
     yield ~valid & (lengths != 0), "a null value has bytes"
-    if isinstance(kind, Array):
+    if isinstance(kind, Array) and not field.is_compressed:
         yield (
             valid & ~disordered & ~_lengths_fit(file, position, kind, lengths, rows),
             "the size does not fit the shape",

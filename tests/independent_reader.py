@@ -1,4 +1,4 @@
-"""A second reader of version-1.0 files, from the format page alone: standard library and numpy, nothing of mmds."""
+"""A second reader of version-1.0 files, from the format page alone: standard library, numpy and zstandard, no mmds."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import zstandard
 
 CODES = {"bool": "|b1", "int8": "|i1", "uint8": "|u1", "complex64": "<c8", "complex128": "<c16", "bfloat16": "<u2"}
 CODES |= {f"{name}{8 * size}": f"<{name[0]}{size}" for name in ("int", "uint", "float") for size in (2, 4, 8)}
@@ -15,6 +16,9 @@ CODES |= {f"float8_{name}": "|u1" for name in ("e4m3fn", "e4m3fnuz", "e5m2", "e5
 BINARY = dict.fromkeys(("bytes", "image", "audio", "video"), bytes)
 OPAQUE: dict[str, Any] = {"text": bytes.decode, "json": json.loads, **BINARY}
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
+ZSTD = (zstandard.ZstdError, MemoryError)
 
 
 class Bad(ValueError):
@@ -40,18 +44,27 @@ def read(f: bytes) -> list[Any]:
     at, length, size, n, content_id, major2, _, crc2, magic2 = struct.unpack("<4Q16s2HI8s", f[-64:])
     crcs = (zlib.crc32(f[:60]), zlib.crc32(f[-64:-12]))
     need((magic, magic2, crc, crc2) == (b"\x89MMD\r\n\x1a\n", b"MMDS.END", *crcs), "magic or crc")
-    need((major, major2, features, start) == (1, 1, 0, 4096) and not any(f[40:60] + f[64:4096]), "header")
+    need((major, major2, start) == (1, 1, 4096) and not any(f[40:60] + f[64:4096]), "header")
     need(len(f) == size == at + length + 64 and at >= 4096 and length <= 2**24, "sizes")
     need(hashlib.sha256(f[at:-64]).digest()[:16] == content_id, "content id")
     try:
-        return samples(f, json.loads(f[at:-64]), at, n, schema_id)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        return samples(f, json.loads(f[at:-64]), at, n, schema_id, features)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, *ZSTD) as error:
         raise Bad(f"malformed: {error}") from error
 
 
-def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes) -> list[Any]:
+def content(frame: bytes, dictionary: bytes) -> bytes:
+    size = zstandard.frame_content_size(frame)
+    need(0 < size <= 2**15 * len(frame), "content size of a frame")
+    known = zstandard.ZstdCompressionDict(dictionary, zstandard.DICT_TYPE_FULLDICT) if dictionary else None
+    return zstandard.ZstdDecompressor(known).decompress(frame, allow_extra_data=False)
+
+
+def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes, features: int) -> list[Any]:
     fields, (_, end), root, payload = footer["fields"], footer["data"], footer["blocks"]["root"], []
     need(hashlib.sha256(canonical(fields).encode()).digest()[:16] == schema_id, "schema id")
+    compressions = {field.get("compression", "none") for field in fields}
+    need(features == ("zstd" in compressions) and compressions <= {"none", "zstd"}, "feature bits")
     need(type(end) is int and 4096 <= end <= at and len(root) == 64 and bytes.fromhex(root).hex() == root, "footer")
     index: list[Any] = [("ends", None, "<u8", [1])]
     for k, field in enumerate(fields):
@@ -61,11 +74,16 @@ def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes) -> list[An
         if field["kind"] in OPAQUE and field.get("column"):
             total = footer["sections"][len(index)]["shape"][0]
             index += [("values", k, "|u1", [total]), ("value_ends", k, "<u8", [n + 1])]
+            index += [(role, k, "<u8", [n]) for role in ("key_hashes", "key_rows") if field.get("key")]
         elif field["kind"] in OPAQUE or unknown or len(shape) > 8 or itemsize * math.prod(s or 1 for s in shape) > 256:
             payload.append(k)
         else:
             index.append(("column", k, code, [n, *shape]))
-        index += [("shape", k, "<u4", [n, unknown])] * (unknown > 1) + [("valid", k, "|u1", [n])] * field["nullable"]
+        index += [("shape", k, "<u4", [n, unknown])] * (unknown > 1)
+        if field.get("compression"):
+            index.append(("dictionary", k, "|u1", footer["sections"][len(index)]["shape"]))
+            need(index[-1][-1][0] <= 2**20, "size of a dictionary")
+        index += [("valid", k, "|u1", [n])] * field["nullable"]
     index[0] = ("ends", None, "<u8", [n * len(payload) + 1])
     arrays, sections, at_section = {}, [], end
     for role, k, code, shape in [*index, ("blocks", None, "<u8", None)]:
@@ -79,6 +97,8 @@ def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes) -> list[An
         at_section = offset + 128 + array.nbytes
         limits = (4096, end) if role == "ends" else (0, arrays["values", k].size) if role == "value_ends" else ()
         need(not limits or (array[0], array[-1]) == limits, "first and last end")
+        need(role != "key_hashes" or not n or array[0] <= array[-1], "first and last hash")
+        need(role != "key_rows" or not n or max(array[0], array[-1]) < n, "first and last row")
     need(f[at_section:at] == bytes(-at_section % 64), "padding before the footer")
     rest = {"blocks": {"covers": offset, "root": root, "size": 2**20}, "data": [4096, end], "sections": sections}
     need(canonical({"fields": fields, "n": n, "metadata": footer["metadata"], **rest}) == f[at:-64].decode(), "footer")
@@ -93,12 +113,14 @@ def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes) -> list[An
             data, ends, item = f[:end], arrays["ends", None], i * len(payload) + payload.index(k)
         else:
             data, ends, item = arrays["values", k].tobytes(), arrays["value_ends", k], i
-        align = fields[k].get("align", 1) if k in payload else 1
+        zstd = fields[k].get("compression")
+        align = fields[k].get("align", 1) if k in payload and not zstd else 1
         start, stop = -(-int(ends[item]) // align) * align, int(ends[item + 1])
         need(start <= stop <= len(data), "an item outside of the data")
         sizes = iter(arrays.get(("shape", k), {i: [-1]})[i])
         known = [next(sizes) if size is None else size for size in shape]
         found = data[start:stop]
+        found = content(found, arrays["dictionary", k].tobytes()) if zstd and found else found
         return OPAQUE[kind](found) if kind in OPAQUE else np.frombuffer(found, CODES[fields[k]["dtype"]]).reshape(known)
 
     return [nest([(field["path"], value(i, k)) for k, field in enumerate(fields)]) for i in range(n)]

@@ -16,6 +16,7 @@ from mmds import Array, Audio, Bytes, Image, Json, Label, Scalar, Text, Video, W
 
 FOLDER = Path(__file__).parent / "golden"
 NUMBERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+ZSTD_VERSION = (1, 5, 7)  # that compressed files were written with
 REALS = ("float16", "float32", "float64")
 FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 PNG = bytes.fromhex(  # one grey pixel
@@ -31,6 +32,7 @@ class Golden(NamedTuple):
     fields: Any
     samples: list[Any]
     metadata: Mapping[str, Any] = {}
+    compression: str | None = None
 
 
 def ramp(dtype: str, *shape: int, start: int = 0) -> np.ndarray[Any, Any]:
@@ -43,6 +45,44 @@ def extremes(name: str) -> list[Any]:
     if name in REALS:
         return [float(np.finfo(name).min), -0.0, float(np.finfo(name).max)]
     return [int(np.iinfo(name).min), 7, int(np.iinfo(name).max)]
+
+
+def _compressed() -> Golden:
+    zstd: dict[str, Any] = {"compression": "zstd"}
+    fields = {
+        "fixed": Array("float32", (20, 5), **zstd),
+        "maybe": Array("uint8", (300,), align=4096, nullable=True, **zstd),
+        "last": Array("int16", (3, None), **zstd),
+        "two": Array("bfloat16", (None, None), **zstd),
+        "empty": Array("uint8", (2**20, 0), **zstd),
+        "bytes": Bytes(align=64, **zstd),
+        "text": Text(nullable=True, **zstd),
+        "json": Json(**zstd),
+        "image": Image(**zstd),
+        "audio": Audio(**zstd),
+        "video": Video(**zstd),
+        "plain": Array("int64", (100,)),
+        "label": Label(("a", "b")),
+    }
+    samples = [
+        {
+            "fixed": ramp("float32", 20, 5, start=k),
+            "maybe": ramp("uint8", 300) if k % 2 else None,
+            "last": ramp("int16", 3, 10 * k),
+            "two": ramp("uint16", k, 50),
+            "empty": np.zeros((2**20, 0), "uint8"),
+            "bytes": bytes(100 * k),
+            "text": (None, "", "ü" * 50)[k],
+            "json": [k] * 20,
+            "image": PNG if k else b"",
+            "audio": WAV,
+            "video": b"\0\0\0\x18ftyp",
+            "plain": ramp("int64", 100, start=k),
+            "label": k % 2,
+        }
+        for k in range(3)
+    ]
+    return Golden(fields, samples)
 
 
 def _nullable() -> Golden:
@@ -146,6 +186,13 @@ GOLDEN: dict[str, Golden] = {
             {"data": b"x", "text": "a" * 300, "key": b"\xff", "caption": "end"},
         ],
     ),
+    "keys": Golden(
+        {"name": Text(key=True), "x": Scalar("uint8"), "hash": Bytes(key=True)},
+        [
+            {"name": name, "x": k, "hash": bytes([k % 3]) * (k % 3)}
+            for k, name in enumerate(("b/ü", "", "a", "b/ü", "日本", "a"))
+        ],
+    ),
     "json": Golden(
         Json(),
         [None, True, 2**53, -1.5, "ü", [], {}, [1, [2, {"b": None, "a": ["x"]}]], {"z": 1e-320, "a": -0.0}],
@@ -158,6 +205,20 @@ GOLDEN: dict[str, Golden] = {
         ],
     ),
     "nullable": _nullable(),
+    "compressed": _compressed(),
+    "dictionaries": Golden(
+        {"x": Json(compression="zstd"), "y": Text(compression="zstd"), "z": Audio()},
+        [
+            {
+                "x": {"name": f"sample {k}", "values": [k * k, k % 7], "kind": "abc"[k % 3]},
+                "y": f"{k}" * (k % 3),
+                "z": b"z",
+            }
+            for k in range(100)
+        ],
+        {},
+        "zstd:3:dict",
+    ),
     "bits": Golden(
         {name: Array(name, (3,)) for name in FLOAT8}
         | {"bfloat16": Array("bfloat16", (3,)), "tokens": Array("bfloat16", (None, 2))},
@@ -192,7 +253,7 @@ GOLDEN: dict[str, Golden] = {
 
 def write(golden: Golden, path: Path) -> None:
     """Write a golden file's samples to `path`."""
-    with Writer(path, golden.fields, metadata=golden.metadata) as writer:
+    with Writer(path, golden.fields, metadata=golden.metadata, compression=golden.compression) as writer:
         writer.extend(golden.samples)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,7 +29,7 @@ class SourceContract:
     """Tests of one source format."""
 
     format: str
-    options: dict[str, Any] = {}
+    options: ClassVar[dict[str, Any]] = {}
 
     def make(self, folder: Path) -> Path:
         """Make a source of at least 40 samples in `folder` and return its path."""

@@ -10,24 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 import mmds
 from mmds.format import BLOCK
 from tests import independent_reader
 from tests.likeness import assert_alike
-from tests.make_golden import FOLDER, GOLDEN, write
+from tests.make_golden import FOLDER, GOLDEN, ZSTD_VERSION, write
 
 NAMES = sorted(GOLDEN)
 
 
 def test_every_golden_file_has_its_samples_and_is_small() -> None:
-    files = sorted(FOLDER.iterdir())
+    files = sorted(FOLDER.glob("*.mmds"))
     assert [path.name for path in files] == [f"{name}.mmds" for name in NAMES]
     assert max(path.stat().st_size for path in files) < 20_000
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_samples_give_the_same_bytes(name: str, tmp_path: Path) -> None:
+    if mmds.Schema(GOLDEN[name].fields).compressed and zstandard.ZSTD_VERSION != ZSTD_VERSION:
+        pytest.skip("another libzstd gives other frames")
     write(GOLDEN[name], tmp_path / "again.mmds")
     assert (tmp_path / "again.mmds").read_bytes() == (FOLDER / f"{name}.mmds").read_bytes()
 
@@ -99,6 +102,6 @@ def test_the_independent_reader_is_short_and_independent() -> None:
     }
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     code = {number for number, line in enumerate(source.splitlines(), 1) if line.strip()} - strings
-    assert len(code - {node.lineno for node in imports}) <= 80
+    assert len(code - {node.lineno for node in imports}) <= 100
     modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
-    assert modules <= {"numpy", *sys.stdlib_module_names}
+    assert modules <= {"numpy", "zstandard", *sys.stdlib_module_names}

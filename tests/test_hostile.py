@@ -21,7 +21,7 @@ from tests import independent_reader
 from tests.likeness import alike
 from tests.resealing import golden, read_all, resealed, text_of
 
-TRUNCATED = ("constant_stride", "empty", "nested", "nullable", "strings")
+TRUNCATED = ("constant_stride", "empty", "keys", "nested", "nullable", "strings")
 FLIPPED = ("constant_stride", "empty", "nested", "ragged", "strings")
 EVERY_BIT = tuple(1 << bit for bit in range(8))
 
@@ -125,6 +125,14 @@ def test_a_file_on_disk_with_a_flipped_bit_is_refused(offset: int, tmp_path: Pat
     path.write_bytes(data)
     with pytest.raises(FormatError, match=r"flipped\.mmds: "):
         mmds.open(path)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", ["keys", "compressed", "dictionaries"])
+def test_a_flipped_bit_of_a_key_or_a_frame(name: str) -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(flips, name).result() == []
+        assert pool.submit(truncations, name).result() == []
 
 
 def test_resealing_alone_breaks_nothing() -> None:

@@ -36,6 +36,19 @@ kinds = st.one_of(
         }
     ),
     st.fixed_dictionaries({"kind": st.just("bytes"), "column": st.booleans(), "align": st.sampled_from((1, 4096))}),
+    st.fixed_dictionaries(
+        {"kind": st.just("bytes"), "column": st.just(True), "align": st.just(1), "key": st.just(True)}
+    ),
+    st.fixed_dictionaries({"kind": st.sampled_from(("json", "audio")), "compression": st.just("zstd")}),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("array"),
+            "dtype": st.sampled_from(("uint8", "float32")),
+            "shape": st.sampled_from(([300], [None, 2], [None, None])),
+            "align": st.just(64),
+            "compression": st.just("zstd"),
+        }
+    ),
     st.fixed_dictionaries({"kind": st.just("text"), "column": st.booleans()}),
     st.fixed_dictionaries({"kind": st.sampled_from(("json", "audio", "video"))}),
 )

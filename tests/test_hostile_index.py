@@ -43,6 +43,10 @@ AT_OPEN = {
     "ends end beyond": (at("strings", "ends", None, little(2**63), 48), "to 9223372036854775808, expected"),
     "value_ends begin late": (at("strings", "value_ends", 2, little(1)), "value_ends of key: runs from 1"),
     "value_ends end early": (at("strings", "value_ends", 2, little(0), 24), "runs from 0 to 0, expected 0 to 4"),
+    "hashes that do not ascend": (at("keys", "key_hashes", 0, b"\xff" * 8), "key_hashes of name: runs from 184467"),
+    "a last hash of 0": (at("keys", "key_hashes", 0, bytes(8), 40), "key_hashes of name: runs from"),
+    "a first row beyond": (at("keys", "key_rows", 0, little(6)), "key_rows of name: sample 6 of 6"),
+    "a last row far beyond": (at("keys", "key_rows", 2, little(2**64 - 1), 40), "key_rows of hash: sample 18446744"),
     "value_ends end beyond": (at("strings", "value_ends", 3, little(2**64 - 1), 24), "expected 0 to"),
 }
 

@@ -26,6 +26,14 @@ FRAME: dict[str, tuple[bytes, str]] = {
     "unfinished": (STRINGS[:-64], "no trailer at the end"),
     "magic of the trailer": (resealed(STRINGS, patch={-1: b"E"}), "no trailer at the end"),
     "bytes behind the trailer": (STRINGS + b"\0", "no trailer at the end"),
+    "compressed, it says, and is not": (
+        resealed(STRINGS, patch={12: b"\1"}),
+        "feature bits 0x1, but its fields need 0x0",
+    ),
+    "compressed, and does not say so": (
+        resealed(golden("compressed"), patch={12: b"\0"}),
+        "feature bits 0x0, but its fields need 0x1",
+    ),
     "crc of the header": (STRINGS[:60] + b"\0" + STRINGS[61:], "header: wrong CRC-32"),
     "crc of the trailer": (STRINGS[:-12] + bytes(4) + STRINGS[-8:], "trailer: wrong CRC-32"),
     "data start": (resealed(STRINGS, patch={20: little(8192, 4)}), "header: data start 8192, expected 4096"),
@@ -58,7 +66,8 @@ def test_numbers_of_the_trailer(offset: int, number: int) -> None:
         ({8: b"\2"}, "format version 2; this mmds reads version 1"),
         ({-16: b"\2"}, "format version 2; this mmds reads version 1"),
         ({8: b"\0"}, "format version 0"),
-        ({12: b"\1"}, "(bits 0x1)"),
+        ({12: b"\2"}, "(bits 0x2)"),
+        ({12: b"\3"}, "(bits 0x2)"),
         ({12: b"\0\0\0\x80"}, "(bits 0x80000000)"),
     ],
 )

@@ -45,13 +45,13 @@ def _constant(column: Any, _: None) -> Any:
 @pytest.mark.parametrize("name", [name for name in GOLDEN if GOLDEN[name].samples])
 @pytest.mark.parametrize("arrays", [False, True])
 def test_every_way_of_writing_gives_the_same_bytes(name: str, arrays: bool, tmp_path: Path, write: Write) -> None:
-    fields, samples, metadata = GOLDEN[name]
+    fields, samples, metadata, compression = GOLDEN[name]
     schema = mmds.Schema(fields)
-    want = write(fields, samples, metadata=metadata).read_bytes()
+    want = write(fields, samples, metadata=metadata, compression=compression).read_bytes()
     n = len(samples)
     for number, cuts in enumerate([(0, n), (0, 1, n), (0, 0, n - 1, n), (*range(n), n)]):
         path = tmp_path / f"cut{number}.mmds"
-        with Writer(path, schema, metadata=metadata) as writer:
+        with Writer(path, schema, metadata=metadata, compression=compression) as writer:
             for turn, (start, stop) in enumerate(itertools.pairwise(cuts)):
                 if turn % 2:
                     writer.extend(samples[start:stop])
@@ -189,7 +189,7 @@ def test_spilling_the_index_changes_nothing(
 def test_rows_are_padded_in_pieces(
     batch_bytes: int, monkeypatch: pytest.MonkeyPatch, write: Write, tmp_path: Path
 ) -> None:
-    fields, samples, _ = GOLDEN["constant_stride"]
+    fields, samples, *_ = GOLDEN["constant_stride"]
     monkeypatch.setattr("mmds.writer.BATCH_BYTES", batch_bytes)
     with Writer(tmp_path / "batch.mmds", fields) as writer:
         writer.write_batch(stacked(mmds.Schema(fields), samples, True))
