@@ -84,7 +84,14 @@ class Format:
 
     module: str
     what: str
-    recognise: Callable[[Path], bool]
+    look: Callable[[Path], bool]
+
+    def recognise(self, path: Path) -> bool:
+        """Return whether `path` looks like this format."""
+        try:
+            return self.look(path)
+        except OSError:  # something in it may not be looked at: whoever reads the rest of it will say so
+            return False
 
     @property
     def open(self) -> Callable[..., list[Source]]:

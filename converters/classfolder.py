@@ -191,7 +191,7 @@ class FolderSource:
             self.fields["label"] = mmds.Label(branch.label_names)
             if branch.class_folders:
                 self.metadata["class_folders"] = branch.class_folders
-        self.fields["path"] = mmds.Text(column=True) if is_text else mmds.Bytes(column=True)
+        self.fields["path"] = mmds.Text(key=True) if is_text else mmds.Bytes(key=True)
         self.load = LoadFile(branch.tree.root, branch.tree.boundary, content.field, content.value, is_text)
         self.items = branch.items
         self._branch = branch

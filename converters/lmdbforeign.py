@@ -25,7 +25,7 @@ def open_foreign(path: str, identity: str, environment: Environment) -> LmdbStor
         first = cursor.key() if cursor.first() else b""
         n = transaction.stat()["entries"]
     entries = Entries(path, environment, n)
-    keys: Text | Bytes = Text(column=True) if _is_readable(first) else Bytes(column=True)
+    keys: Text | Bytes = Text(key=True) if _is_readable(first) else Bytes(key=True)
     schema = Schema({"key": keys, "value": Bytes()})
     return LmdbStore(path, schema, n, {}, identity, [EntryItems(entries.key, keys), EntryItems(entries.value, Bytes())])
 

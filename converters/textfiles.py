@@ -78,7 +78,7 @@ def sources(path: Path, *, per: str | None = None) -> list[Source]:
 
     fields: dict[str, Any] = {"text": mmds.Text()}
     if is_folder:
-        fields["path"] = mmds.Text(column=True)
+        fields["path"] = mmds.Text(key=True)
     metadata = {"source": "text", "per": per}
     ignored = {NOT_TEXT: left_out} if left_out.count else {}
     return [Records(load, fields, metadata, count, begin, problems, ignored)]

@@ -82,7 +82,7 @@ def sources(
     return [
         Records(
             load,
-            {"__key__": mmds.Text(column=True), **load.kinds},
+            {"__key__": mmds.Text(key=True), **load.kinds},
             {"source": "webdataset"} | ({"kinds": families} if families else {}),
             count,
             partial(_items, root, shards),

@@ -33,7 +33,8 @@ class RoundTrips(StoreUnderTest):
         gc.collect()  # some stores have cycles
         assert_same(got, want)
 
-    @pytest.mark.parametrize("name", make_golden.GOLDEN)
+    # Whether to train dictionaries is an option of writing, which no store keeps.
+    @pytest.mark.parametrize("name", [name for name in make_golden.GOLDEN if name != "dictionaries"])
     def test_golden_files_come_back_byte_for_byte(self, name: str, tmp_path: Path) -> None:
         source = make_golden.FOLDER / f"{name}.mmds"
         if name in self.refused_golden:

@@ -104,8 +104,8 @@ def test_flat_folders_and_splits(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(sound())
     train, val = sources(tmp_path, "audiofolder")
     assert [each.split for each in (train, val)] == ["train", "val"]
-    assert train.fields == {"audio": mmds.Audio(), "label": mmds.Label(("a",)), "path": mmds.Text(column=True)}
-    assert val.fields == {"audio": mmds.Audio(), "path": mmds.Text(column=True)}
+    assert train.fields == {"audio": mmds.Audio(), "label": mmds.Label(("a",)), "path": mmds.Text(key=True)}
+    assert val.fields == {"audio": mmds.Audio(), "path": mmds.Text(key=True)}
     assert train.ignored["sound outside every class folder"].examples == ["train/2.wav"]
     assert val.ignored["file extension of no sound format"].examples == ["val/x.jpg"]
     assert val.load(("3.WAV", None)) == {"audio": sound(), "path": "3.WAV"}

@@ -266,7 +266,7 @@ def test_a_class_name_that_is_not_utf8_keeps_its_label_id(tmp_path: Path) -> Non
     source = only(tmp_path)
     assert source.fields["label"].names == ("a", "m\\udcff", "m\\udcff_", "m\\udcff__", "z")
     assert source.metadata["class_folders"] == {"m\\udcff__": b"m\xff".hex()}
-    assert source.fields["path"] == mmds.Bytes(column=True)
+    assert source.fields["path"] == mmds.Bytes(key=True)
     assert [(each["path"], each["label"]) for each in loaded(source)] == [
         (b"a/1.jpg", 0),
         (b"m\\udcff/4.jpg", 1),
@@ -277,10 +277,10 @@ def test_a_class_name_that_is_not_utf8_keeps_its_label_id(tmp_path: Path) -> Non
 
 def test_one_name_that_is_not_utf8_makes_all_paths_bytes(tmp_path: Path) -> None:
     fill(tmp_path, "train/a/1.jpg val/a/2.jpg")
-    assert {each.fields["path"] for each in sources(tmp_path)} == {mmds.Text(column=True)}
+    assert {each.fields["path"] for each in sources(tmp_path)} == {mmds.Text(key=True)}
     put(tmp_path, b"val/a/deep/\xfe.jpg", 3)
     train, val = sources(tmp_path)
-    assert train.fields == val.fields and train.fields["path"] == mmds.Bytes(column=True)
+    assert train.fields == val.fields and train.fields["path"] == mmds.Bytes(key=True)
     assert loaded(train) == [{"image": picture(0), "label": 0, "path": b"a/1.jpg"}]
     assert loaded(val)[1] == {"image": picture(3), "label": 0, "path": b"a/deep/\xfe.jpg"}
     assert "class_folders" not in train.metadata

@@ -109,7 +109,7 @@ def test_a_database_that_another_program_wrote(tmp_path: Path, subdir: bool) -> 
     entries = {f"image-{number:04}é".encode(): bytes([number]) * number for number in range(50)}
     path = foreign(tmp_path / "lsun.lmdb", entries, subdir=subdir)
     reader = mmds.open(path)
-    assert reader.fields == mmds.Schema({"key": mmds.Text(column=True), "value": mmds.Bytes()})
+    assert reader.fields == mmds.Schema({"key": mmds.Text(key=True), "value": mmds.Bytes()})
     wanted = [{"key": key.decode(), "value": value} for key, value in sorted(entries.items())]
     assert list(reader) == wanted and len(reader) == 50
     batch = reader[[-1, 0, 0]]
@@ -121,7 +121,7 @@ def test_a_database_that_another_program_wrote(tmp_path: Path, subdir: bool) -> 
 def test_keys_that_are_no_text_are_bytes(tmp_path: Path) -> None:
     path = foreign(tmp_path / "a", {struct.pack("<I", 2**31 + number): b"v" for number in range(3)})
     reader = mmds.open(path)  # known by its data.mdb
-    assert reader.fields[0].kind == mmds.Bytes(column=True)
+    assert reader.fields[0].kind == mmds.Bytes(key=True)
     assert reader[2]["key"] == struct.pack("<I", 2**31 + 2)
     mixed = foreign(tmp_path / "b.lmdb", {b"a": b"", b"\xff": b""})
     with pytest.raises(FormatError, match="entry 1: its key is no text"):

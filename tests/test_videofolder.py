@@ -171,5 +171,5 @@ def test_decode_computes_and_quick_reads(tmp_path: Path) -> None:
     (quick,) = sources(tmp_path)
     (slow,) = sources(tmp_path, check="decode")
     assert not quick.cpu_bound and slow.cpu_bound and quick.metadata == slow.metadata == {"source": "videofolder"}
-    assert quick.fields == {"video": mmds.Video(), "path": mmds.Text(column=True)}
+    assert quick.fields == {"video": mmds.Video(), "path": mmds.Text(key=True)}
     assert slow.load(("1.mp4", None)) == {"video": film(), "path": "1.mp4"}

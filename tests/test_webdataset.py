@@ -23,7 +23,7 @@ from tests.source_contract import SourceContract
 from tests.test_tararchive import END, file, header, members, pax
 
 FIELDS = {
-    "__key__": mmds.Text(column=True),
+    "__key__": mmds.Text(key=True),
     "jpg": mmds.Image(),
     "cls": mmds.Scalar("int64"),
     "json": mmds.Json(),
@@ -183,7 +183,7 @@ def test_a_key_that_comes_back_is_a_failure(tmp_path: Path) -> None:
     source = only(path)
     items = list(source.items())
     assert [item[0] for item in items] == ["x.tar/a", "x.tar/b", "x.tar/a", "x.tar/c", "x.tar/d"] and len(source) == 5
-    assert source.fields == {"__key__": mmds.Text(column=True), "cls": mmds.Scalar("int64")}  # of the good ones
+    assert source.fields == {"__key__": mmds.Text(key=True), "cls": mmds.Scalar("int64")}  # of the good ones
     assert source.load(items[4]) == {"__key__": "d", "cls": 1}
     for item, reason in ((items[2], CAME_BACK), (items[3], "two members with the same extension, '.cls'")):
         with pytest.raises(SourceError) as raised:
