@@ -30,7 +30,7 @@ from typing import Any
 from mmds.converters import Item
 from mmds.errors import OptionError, SourceError, printable
 from mmds.handover import NOTHING, SLOTS, Arena, Outbox, Packed, unpack
-from mmds.work import Outputs, Work, nbytes
+from mmds.work import Failure, Outputs, Work, nbytes
 
 AHEAD = 2  # units per worker under way at the same time
 WINDOW = 4  # units per worker between the first that is not done and the last that is begun
@@ -85,18 +85,22 @@ class _Unit:
 class _Worker:
     """A worker process, as its parent sees it."""
 
-    def __init__(self, context: Any, work: bytes) -> None:
+    def __init__(self, context: Any) -> None:
         self.arena = Arena()
         self.units: deque[_Unit] = deque()  # in the order in which it does them
         self.connection: Connection
         self.connection, other = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_main, args=(other, self.arena, work), daemon=True)
+        self.process: BaseProcess = context.Process(target=_main, args=(other, self.arena), daemon=True)
         with other:  # Ctrl-C reaches the whole group; a worker ignores it, from its first moment on
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 self.process.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def begin(self, work: bytes) -> None:
+        """Tell it what to do with items. Waits until it listens."""
+        self._send(work)
 
     def give(self, unit: _Unit) -> None:
         """Let it do a unit."""
@@ -147,7 +151,9 @@ class Workers:
         self._stillborn = 0
         try:
             for _ in range(number):
-                self._workers.append(_Worker(self._context, self._work))
+                self._workers.append(_Worker(self._context))
+            for worker in self._workers:  # not before all of them have been started, which takes a while
+                worker.begin(self._work)
         except BaseException:
             self.close()
             raise
@@ -250,8 +256,9 @@ class Workers:
                 unit = dead.units[0]
                 unit.lost[current] = f"its worker process {how}, {TRIES} times"
                 unit.skip = 0 if unit.resume == current else unit.skip
-        worker = _Worker(self._context, self._work)
+        worker = _Worker(self._context)
         self._workers.insert(place, worker)
+        worker.begin(self._work)
         for unit in dead.units:
             worker.give(unit)
 
@@ -259,8 +266,12 @@ class Workers:
 # In a worker
 
 
-def _main(connection: Connection, arena: Arena, work_bytes: bytes) -> None:
+def _main(connection: Connection, arena: Arena) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        work_bytes: bytes = connection.recv()
+    except (EOFError, ConnectionResetError):  # nobody wants it any more
+        return
     orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
     slots = _Slots()
     threading.Thread(target=_listen, args=(connection, orders, slots), daemon=True).start()
@@ -284,7 +295,11 @@ def _main(connection: Connection, arena: Arena, work_bytes: bytes) -> None:
             if number == first and skip:
                 skip -= 1
                 continue
-            outbox.put(number, value)
+            try:
+                outbox.put(number, value)
+            except Exception as error:  # noqa: BLE001 (whatever comes up when somebody's object is pickled)
+                reason = f"{type(error).__name__}: {printable(error, 500)}"
+                outbox.put(number, Failure(f"cannot be sent from a worker process: {reason}"))
             if time.perf_counter() - sent > FLUSH_SECONDS:
                 outbox.flush()
                 sent = time.perf_counter()
