@@ -1,0 +1,83 @@
+"""Films -> frames -> boxes: one film gives many samples, and a detector looks at many frames at once.
+
+    python -m examples.faces films frames.mmds faces.mmds
+
+The detector is a classical one that scikit-image brings along (a cascade over local binary patterns), and misses faces that
+look aside. A neural network takes its place in `boxes`, which gets frames in batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import simplejpeg
+from skimage import data
+from skimage.feature import Cascade
+
+import mmds
+
+EVERY = 0.5  # seconds between frames
+QUALITY = 90
+FRAMES = {"frame": mmds.Image(), "time": mmds.Scalar("float64"), "film": mmds.Text(column=True)}
+FACES = {**FRAMES, "boxes": mmds.Array("int32", (None, 4))}  # a row for each face: x, y, width, height
+
+Sample = dict[str, Any]
+
+
+def frames(sample: Sample) -> Iterator[Sample]:
+    """Yield frames of the film in `sample`, at most one in `EVERY` seconds. Only one of them is in memory at a time."""
+    due = 0.0
+    with av.open(io.BytesIO(sample["video"]), "r") as film:
+        for frame in film.decode(video=0):
+            if frame.time is None or frame.time < due:
+                continue
+            due = frame.time + EVERY
+            pixels = np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
+            picture = simplejpeg.encode_jpeg(pixels, quality=QUALITY)
+            yield {"frame": picture, "time": frame.time, "film": sample["path"]}
+
+
+@cache
+def detector() -> Cascade:
+    """Return the detector. Each worker loads it once, as it would load the weights of a network."""
+    return Cascade(data.lbp_frontal_face_cascade_filename())  # type: ignore[no-untyped-call]
+
+
+def boxes(samples: list[Sample]) -> Iterator[Sample]:
+    """Yield the frames of a batch with the boxes of the faces in them: x, y, width, height in pixels."""
+    for sample in samples:
+        pixels = simplejpeg.decode_jpeg(sample["frame"])
+        side = min(pixels.shape[:2])
+        found = detector().detect_multi_scale(
+            pixels, scale_factor=1.1, step_ratio=1, min_size=(side // 4, side // 4), max_size=(side, side)
+        )
+        rows = [[face["c"], face["r"], face["width"], face["height"]] for face in found]
+        yield {**sample, "boxes": np.array(rows, "int32").reshape(-1, 4)}
+
+
+def main() -> None:
+    """Run both steps. The frames are a dataset of their own, so that another detector can look at them later."""
+    parser = argparse.ArgumentParser(description="Find the faces in a folder of films.")
+    parser.add_argument("films", type=Path)
+    parser.add_argument("frames", type=Path, help="dataset of frames to write")
+    parser.add_argument("faces", type=Path, help="dataset of frames with boxes to write")
+    parser.add_argument("-j", "--num-workers", type=int, default=2, help="processes (default: 2)")
+    given = parser.parse_args()
+    workers = given.num_workers
+    mmds.convert(
+        given.films, given.frames, source_format="videofolder", map=frames, output_fields=FRAMES, num_workers=workers
+    )
+    mmds.convert(given.frames, given.faces, batch_map=boxes, batch_size=8, output_fields=FACES, num_workers=workers)
+    faces = mmds.open(given.faces)
+    print(f"{given.faces}: {len(faces)} frames, {sum(len(sample['boxes']) for sample in faces)} faces")
+
+
+if __name__ == "__main__":
+    main()
