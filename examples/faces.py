@@ -1,6 +1,7 @@
 """Films -> frames -> boxes: one film gives many samples, and a detector looks at many frames at once.
 
-    python -m examples.faces films frames.mmds faces.mmds
+    mmds convert films faces.mmds --map examples.faces:frames --batch-map examples.faces:boxes --batch-size 8 \\
+        --output-fields examples.faces:FACES
 
 The detector is a classical one that scikit-image brings along (a cascade over local binary patterns), and misses faces that
 look aside. A neural network takes its place in `boxes`, which gets frames in batches.
@@ -8,11 +9,9 @@ look aside. A neural network takes its place in `boxes`, which gets frames in ba
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import av
@@ -25,8 +24,12 @@ import mmds
 
 EVERY = 0.5  # seconds between frames
 QUALITY = 90
-FRAMES = {"frame": mmds.Image(), "time": mmds.Scalar("float64"), "film": mmds.Text(column=True)}
-FACES = {**FRAMES, "boxes": mmds.Array("int32", (None, 4))}  # a row for each face: x, y, width, height
+FACES = {
+    "frame": mmds.Image(),
+    "time": mmds.Scalar("float64"),  # seconds
+    "film": mmds.Text(column=True),
+    "boxes": mmds.Array("int32", (None, 4)),  # a row for each face: x, y, width, height
+}
 
 Sample = dict[str, Any]
 
@@ -60,24 +63,3 @@ def boxes(samples: list[Sample]) -> Iterator[Sample]:
         )
         rows = [[face["c"], face["r"], face["width"], face["height"]] for face in found]
         yield {**sample, "boxes": np.array(rows, "int32").reshape(-1, 4)}
-
-
-def main() -> None:
-    """Run both steps. The frames are a dataset of their own, so that another detector can look at them later."""
-    parser = argparse.ArgumentParser(description="Find the faces in a folder of films.")
-    parser.add_argument("films", type=Path)
-    parser.add_argument("frames", type=Path, help="dataset of frames to write")
-    parser.add_argument("faces", type=Path, help="dataset of frames with boxes to write")
-    parser.add_argument("-j", "--num-workers", type=int, default=2, help="processes (default: 2)")
-    given = parser.parse_args()
-    workers = given.num_workers
-    mmds.convert(
-        given.films, given.frames, source_format="videofolder", map=frames, output_fields=FRAMES, num_workers=workers
-    )
-    mmds.convert(given.frames, given.faces, batch_map=boxes, batch_size=8, output_fields=FACES, num_workers=workers)
-    faces = mmds.open(given.faces)
-    print(f"{given.faces}: {len(faces)} frames, {sum(len(sample['boxes']) for sample in faces)} faces")
-
-
-if __name__ == "__main__":
-    main()

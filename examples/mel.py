@@ -1,17 +1,15 @@
 """Sounds -> log-mel spectrograms, which take longer to compute than to read.
 
-    python -m examples.mel sounds mel.mmds
+    mmds convert sounds mel.mmds --map examples.mel:log_mel --output-fields examples.mel:fields
 
 Labels and paths stay as they are.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 from functools import cache
 from math import gcd
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ import soundfile
 from scipy.signal import resample_poly
 
 import mmds
-from mmds.converters import sources
 
 RATE = 16_000  # Hz, to which sounds are resampled
 WINDOW, HOP, FFT = 400, 160, 512  # samples: 25 ms every 10 ms, filled up with zeros
@@ -66,25 +63,7 @@ def log_mel(sample: Sample) -> Sample:
     return {"mel": np.log(np.maximum(power @ filters(), FLOOR)).astype(np.float32), **rest}
 
 
-def main() -> None:
-    """Run the conversion."""
-    parser = argparse.ArgumentParser(description="Turn a folder of sounds into log-mel spectrograms.")
-    parser.add_argument("sounds", type=Path)
-    parser.add_argument("mel", type=Path, help="dataset to write")
-    parser.add_argument("-j", "--num-workers", type=int, default=2, help="processes (default: 2)")
-    given = parser.parse_args()
-    fields = dict(sources(given.sounds, "audiofolder")[0].fields)  # audio; label, with the classes' names; path
-    del fields["audio"]
-    result = mmds.convert(
-        given.sounds,
-        given.mel,
-        source_format="audiofolder",
-        map=log_mel,
-        output_fields={"mel": mmds.Array("float32", (None, BANDS)), **fields},
-        num_workers=given.num_workers,
-    )
-    print(f"{result.samples} sounds")
-
-
-if __name__ == "__main__":
-    main()
+def fields(source: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of what `log_mel` returns, from those of the folder: labels keep the names of their classes."""
+    rest = {name: kind for name, kind in source.items() if name != "audio"}
+    return {"mel": mmds.Array("float32", (None, BANDS)), **rest}
