@@ -35,6 +35,9 @@ from mmds.options import name_value, size
 @click.option("--filter", "filter_", metavar="MODULE:FUNCTION", help="Keep only the samples for which this is true.")
 @click.option("--map", "map_", metavar="MODULE:FUNCTION", help="Change samples: to one, to None (dropped), or to many.")
 @click.option("--batch-map", metavar="MODULE:FUNCTION", help="Change lists of samples to others.")
+@click.option(
+    "--output-fields", metavar="MODULE:NAME", help="Kinds of what functions return, or a function that gives them."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples for --batch-map.")
 @click.option(
     "--shard-size",
@@ -102,15 +105,15 @@ def convert(
     Samples are narrowed to the fields that are wanted, filtered, mapped, and mapped in batches, in this order. Functions are
     imported from modules on the path, or in the current folder.
     """
-    from mmds.errors import MmdsError, printable
+    from mmds.errors import MmdsError, SourceError, printable
     from mmds.terminal import print_conversion, progress
 
     pictures = {"resize": resize, "crop": crop, "encode": encode, "check": check}
     options = {**dict(more), **{name: value for name, value in pictures.items() if value is not None}}
     if no_splits:
         options["splits"] = False
-    if filter_ or map_ or arguments["batch_map"]:
-        sys.path.insert(0, "")  # as `python -m` does; the workers get it, too
+    if filter_ or map_ or arguments["batch_map"] or arguments["output_fields"]:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; the workers get it, too
     try:
         with progress("converting", in_bytes=False, shown=not no_progress) as update:
             result = mmds.convert(
@@ -133,6 +136,10 @@ def convert(
             raise
         click.echo("\ninterrupted; the same command with --resume goes on after the last whole shard", err=True)
         sys.exit(130)
+    except SourceError as error:
+        for note in getattr(error, "__notes__", ()):  # where in somebody's function it came up
+            click.echo(note, err=True)
+        raise
     except ValueError as error:  # an option's value; mmds' own errors are about the data
         if isinstance(error, MmdsError):
             raise

@@ -21,6 +21,8 @@ from typing import Any
 
 SLOT = 8 * 2**20  # bytes
 SLOTS = 3  # one that is filled, one on its way, one that is written
+ENOUGH = 2**20  # bytes in a slot that are sent: they are still in the processor's cache when they are read, which of 8 MiB
+# most were not (docs/decisions/0009-pipelines.md)
 SMALL = 2**12  # bytes below which a buffer stays in the pickle
 PAGE = mmap.PAGESIZE
 NOTHING = -1
@@ -98,6 +100,8 @@ def _with_bytes(sample: Any) -> Any:
         return {key: _with_bytes(value) for key, value in sample.items()}
     if type(sample) is tuple or type(sample) is list:
         return type(sample)(map(_with_bytes, sample))
+    if type(sample) is memoryview:  # which does not pickle
+        sample = bytes(sample)
     return _Bytes(sample) if type(sample) is bytes and len(sample) >= SMALL else sample
 
 
@@ -163,14 +167,12 @@ class Outbox:
             return
         self._packed.append((number, packed))
         self._inside += len(packed[0])
-        if self._inside >= SLOT:
+        if self._used >= ENOUGH or self._inside >= ENOUGH:
             self.flush()
 
     def flush(self) -> None:
-        """Send what there is; a slot only if anything is in it."""
+        """Send what there is. The slot goes along even if nothing is in it: whoever has none left has to wait."""
         if self._packed:
-            slot = self._slot if self._used else None
-            self._send(self._packed, slot)
-            if slot is not None:
-                self._slot = None
+            self._send(self._packed, self._slot)
+            self._slot = None
             self._packed, self._used, self._inside = [], 0, 0

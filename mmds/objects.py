@@ -13,7 +13,6 @@ import numpy as np
 
 from mmds.converters import Ignored, Item
 from mmds.errors import SourceError
-from mmds.opening import open as open_reader
 from mmds.reader import Reader
 
 
@@ -63,10 +62,10 @@ class Indexed(_Given):
 
 
 class Stored(Indexed):
-    """The samples of a dataset in a store, which each process opens by itself. Arrays are the caller's own."""
+    """The samples of a dataset in a store, which each process opens by itself with `opens`, narrowed to `fields`."""
 
-    def __init__(self, path: Any, format: str | None, fields: Any) -> None:
-        opened = _Opened(path, format, fields)
+    def __init__(self, opens: Callable[[], Reader], fields: Any = None) -> None:
+        opened = _Opened(opens, fields)
         super().__init__(opened)
         self.fields, self.metadata = opened.reader.fields, opened.reader.metadata
 
@@ -74,21 +73,22 @@ class Stored(Indexed):
 class _Opened:
     """A reader that can be sent to another process, which opens it again."""
 
-    def __init__(self, path: Any, format: str | None, fields: Any) -> None:
-        self._options = {"path": path, "format": format, "fields": fields}
+    def __init__(self, opens: Callable[[], Reader], fields: Any) -> None:
+        self._opens, self._fields = opens, fields
         self._reader: Reader | None = None
 
     @property
     def reader(self) -> Reader:
         if self._reader is None:
-            self._reader = open_reader(**self._options)
+            reader = self._opens()
+            self._reader = reader if self._fields is None else reader.select(self._fields)
         return self._reader
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, index: int) -> Any:
-        return _own(self.reader[index])
+        return self.reader[index]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
@@ -111,23 +111,20 @@ def as_source(given: Any) -> Iterated | Indexed:
             raise SourceError(
                 f"cannot convert a {type(given).__name__}; give a path, an iterable or a map-style dataset"
             )
-        try:
-            return Indexed(given)
-        except (TypeError, NotImplementedError):  # an IterableDataset has inherited a __getitem__
-            pass
+        if not is_stream(given):
+            try:
+                return Indexed(given)
+            except (TypeError, NotImplementedError):  # it has a __len__ that says that it has no length
+                pass
     if isinstance(given, Iterable):
         return Iterated(given)
     raise SourceError(f"cannot convert a {type(given).__name__}; give a path, an iterable or a map-style dataset")
 
 
+def is_stream(given: Any) -> bool:
+    """Return whether this is an `IterableDataset`, of torch or of datasets: it has inherited a __getitem__ that only raises."""
+    return any(each.__name__ == "IterableDataset" for each in type(given).__mro__)
+
+
 def _second(item: Item) -> Any:
     return item[1]
-
-
-def _own(sample: Any) -> Any:
-    """Return a sample whose arrays may be changed: a map may do that, and the file must not notice."""
-    if isinstance(sample, dict):
-        return {key: _own(value) for key, value in sample.items()}
-    if isinstance(sample, tuple):
-        return tuple(map(_own, sample))
-    return sample.copy() if isinstance(sample, np.ndarray) else sample

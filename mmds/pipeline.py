@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from mmds.conversion import Conversion, Output, Progress, Run
-from mmds.converters import FORMATS, Ignored, Source, sources
+from mmds.converters import FORMATS, Ignored, Item, Source, sources
 from mmds.converters.stores import find_store
 from mmds.errors import FormatError, OptionError, SampleError, SourceError, printable
 from mmds.manifest import NAME as MANIFEST
-from mmds.objects import Indexed, Iterated, Stored, as_source
-from mmds.opening import matches, open_store
+from mmds.objects import Indexed, Iterated, Stored, as_source, is_stream
+from mmds.opening import matches
 from mmds.opening import open as open_reader
 from mmds.ordered import DONE, in_order
 from mmds.reader import Reader
@@ -30,7 +31,7 @@ from mmds.schema import Schema
 from mmds.sharded import ShardedWriter
 from mmds.store import Store
 from mmds.target import AnyWriter, Target
-from mmds.work import Failure, Function, Select, Steps, Work, function, nbytes, renamed
+from mmds.work import Failure, Function, Select, Steps, Work, function, named, nbytes, own, renamed
 
 ON_ERROR = ("raise", "skip", "quarantine")
 BATCH_BYTES = 8 * 2**20  # that travel from store to store at once
@@ -74,13 +75,14 @@ def convert(
     - `fields` selects, as in `mmds.open`: a list of names, or a structure of names. `rename` (old name to new) renames keys.
     - `filter` returns whether to keep a sample.
     - `map` returns one sample, None to drop it, or many: a list or an iterator of them.
-    - `batch_map` gets a list of what `batch_size` samples of the source gave, and returns a list or an iterator of samples.
+    - `batch_map` gets a list of samples, and returns a list or an iterator of them. Whatever comes of `batch_size` neighbouring
+      samples of the source is handed over in lists of at most that many.
 
     Functions are given themselves or as "module:function". They run in `num_workers` spawned processes, which have to be
     able to import them; a worker that dies is replaced, and a sample that ends two of them fails. `num_workers` is the number
     of CPUs by default; 1, which is the calling process, if the source or a function is a Python object. What is written is the
     same for any number. A field that the functions leave in place, and whose first value fits, keeps its kind; others are
-    inferred, or given as `output_fields` (kinds, as for `Writer`).
+    inferred, or given as `output_fields`: kinds, as for `Writer`, or a function that gets those of the source and returns them.
 
     With `shard_size` (bytes), the destination is a folder of shards with a manifest. If a conversion is ended, by whatever,
     `resume` goes on after the last whole shard, and gives the same bytes; the source and the options must be the same. `append`
@@ -110,7 +112,6 @@ def convert(
         "fields": repr(fields),
         "rename": rename,
         "steps": steps.to_json(),
-        "output_fields": repr(output_fields),
         "limit": limit,
     }
     reader = None if steps else _reader(source, source_format, fields, rename, options)
@@ -129,21 +130,24 @@ def convert(
     for each in found:
         for name, reason in each.problems:
             run.fail(name, reason)
-    if total == 0 and limit != 0:
+    if total == 0 and limit != 0 and output_fields is None and not isinstance(found[0], Stored):
         raise SourceError(f"{run.shown}: no samples found{run.first_failure}{_shown_ignored(found)}")
     with ExitStack() as stack:  # all are opened first and published last
         outputs: list[tuple[AnySource, Work, AnyWriter]] = []
         for each in found:
             select, narrowed = _narrowed(each, fields, rename)
-            given = narrowed if output_fields is None and not steps else output_fields
-            details = {**conversion, "split": each.split, "items": _length(each)}
+            given = _output_fields(named(output_fields), narrowed, steps)
+            details = {**conversion, "output_fields": repr(given), "split": each.split, "items": _length(each)}
             writer = target.writer(each.split, given, each.metadata, details)
             stack.enter_context(writer)
             writer.like = narrowed
             outputs.append((each, Work(each.load, select, steps), writer))
         for each, work, writer in outputs:
             _write(run, each, work, writer, num_workers, limit)
-        report = run.end(target.path, sum(len(writer) for _, _, writer in outputs))
+        total_written = sum(len(writer) for _, _, writer in outputs)
+        if (total_written or not run.bad) and any(writer.fields is None for _, _, writer in outputs):
+            raise SourceError(f"{run.shown}: no sample is left; an empty dataset needs output_fields=")
+        report = run.end(target.path, total_written)
     written = tuple(Output(target.part(each.split), len(writer)) for each, _, writer in outputs)
     return Conversion(written, run.shown_errors, _ignored(found), report)
 
@@ -151,6 +155,15 @@ def convert(
 def _shown(source: Any) -> str:
     """Return what to call a source."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
+
+
+def _output_fields(wanted: Any, narrowed: Schema | None, steps: Steps) -> Any:
+    """Return the fields to write; None if they are to be inferred from the first sample."""
+    if wanted is None:
+        return None if steps.may_change_fields else narrowed
+    if isinstance(wanted, Schema) or not callable(wanted):
+        return wanted
+    return wanted(None if narrowed is None else narrowed.structure)
 
 
 def _narrowed(source: AnySource, fields: Any, rename: Mapping[str, str] | None) -> tuple[Select | None, Schema | None]:
@@ -168,16 +181,10 @@ def _reader(
     source: Any, format: str | None, fields: Any, rename: Mapping[str, str] | None, options: Mapping[str, Any]
 ) -> Reader | None:
     """Return a reader of `source` if it is a dataset in a store; None if its samples have to be got one by one."""
-    if isinstance(source, Reader):
-        reader = source
-    elif type(source).__module__.partition(".")[0] == "datasets":
-        store: Store = importlib.import_module("mmds.converters.huggingface").as_store(source)
-        reader = Reader(store, range(store.n))
-    elif not isinstance(source, (str, os.PathLike)) or not _is_store(source, format):
+    opens = _opens(source, format)
+    if opens is None:
         return None
-    else:
-        store = open_store(source, format)
-        reader = Reader(store, range(store.n))
+    reader = opens()
     _refuse(options)
     wanted = renamed(fields, rename or {}, reader.fields)
     return reader if wanted is None else reader.select(wanted)
@@ -187,13 +194,30 @@ def _sources(
     source: Any, format: str | None, fields: Any, rename: Mapping[str, str] | None, options: Mapping[str, Any]
 ) -> list[AnySource]:
     """Return sources whose samples come one by one."""
-    if not isinstance(source, (str, os.PathLike)):
-        _refuse(options)
-        return [as_source(source)]
-    if _is_store(source, format):
-        _refuse(options)
-        return [Stored(source, format, renamed(fields, rename or {}, open_reader(source, format=format).fields))]
-    return list(sources(source, format, **options))
+    opens = _opens(source, format)
+    if opens is None and isinstance(source, (str, os.PathLike)):
+        return list(sources(source, format, **options))
+    _refuse(options)
+    return [as_source(source) if opens is None else Stored(opens, renamed(fields, rename or {}, opens().fields))]
+
+
+def _opens(source: Any, format: str | None) -> Callable[[], Reader] | None:
+    """Return what opens `source`, in any process that has it, if it is a dataset in a store."""
+    if isinstance(source, Reader):
+        return partial(_itself, source)
+    if isinstance(source, (str, os.PathLike)):
+        return partial(open_reader, source, format=format) if _is_store(source, format) else None
+    is_hugging_face = type(source).__module__.partition(".")[0] == "datasets" and not is_stream(source)
+    return partial(_open_hugging_face, source) if is_hugging_face else None
+
+
+def _itself(reader: Reader) -> Reader:
+    return reader
+
+
+def _open_hugging_face(dataset: Any) -> Reader:
+    store: Store = importlib.import_module("mmds.converters.huggingface").as_store(dataset)
+    return Reader(store, range(store.n))
 
 
 def _refuse(options: Mapping[str, Any]) -> None:
@@ -213,9 +237,13 @@ def _is_store(path: str | os.PathLike[str], format: str | None) -> bool:
 def _write(run: Run, source: AnySource, work: Work, writer: AnyWriter, num_workers: int, limit: int | None) -> None:
     """Write all that `source` gives."""
     sharded = writer if isinstance(writer, ShardedWriter) else None
-    first, skip = _resumed(run, sharded, _length(source))
+    first, skip = _resumed(run, sharded, _total([_length(source)], limit))
+    if sharded is not None and sharded.is_complete:
+        return
     prefix = source.split and f"{source.split}/"
-    items = islice(source.items(), first, limit)
+    items: Iterator[Item] = islice(source.items(), first, limit)
+    if isinstance(source, Iterated) and (num_workers > 1 or work.batch_size > 1):
+        items = ((name, own(sample)) for name, sample in items)  # several are taken at once; they may be one array
     processes = source.cpu_bound or not work.is_plain
     current = end = first
     outputs = 0  # of item `current`
@@ -271,7 +299,7 @@ def _copy(
     """Copy a dataset from one store to another, in columns of about `BATCH_BYTES`."""
     rows = range(len(reader))[:limit]
     run = Run(reader.store.path, on_error, progress, len(rows), target.kept)
-    details = {**conversion, "items": len(reader)}
+    details = {**conversion, "items": len(reader), "content": reader.content_id}
     with target.writer("", reader.fields, reader.metadata, details) as writer:
         sharded = writer if isinstance(writer, ShardedWriter) else None
         rows = rows[_resumed(run, sharded, len(rows))[0] :]
@@ -317,7 +345,7 @@ def _length(source: AnySource) -> int | None:
     """Return how many items a source has, None if it does not know."""
     try:
         return len(source)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 

@@ -42,7 +42,7 @@ class Draft:
                     raise exists_error(self.path)
                 if not stat.S_ISREG(os.stat(self.path).st_mode):
                     raise StorageError(errno.EINVAL, f"{self._shown} exists and is not a file; it is left as it is")
-            _reclaim(self.path)
+            reclaim(self.path)
             self._create()
 
     @property
@@ -94,7 +94,7 @@ class Draft:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             if os.getpid() == self._pid:  # a forked child must not take its parent's file away
-                with contextlib.suppress(FileNotFoundError):  # renamed into place
+                with contextlib.suppress(OSError):  # renamed into place; or it stays, for the next writer to remove
                     os.unlink(self._temporary)
             os.close(fd)
 
@@ -123,7 +123,7 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _reclaim(path: Path) -> None:
+def reclaim(path: Path) -> None:
     """Remove the temporary files of writers to `path` that are no longer alive."""
     prefix = f".{path.name}."
     with os.scandir(path.parent) as entries:

@@ -21,7 +21,7 @@ from mmds.errors import ExistsError, FormatError, SchemaError, printable
 from mmds.format import schema_id
 from mmds.journal import Entry, Journal
 from mmds.manifest import Manifest, Shard, describe_shard, open_listed, publish_manifest, read_manifest
-from mmds.publish import exists_error, storage_errors
+from mmds.publish import exists_error, reclaim, storage_errors
 from mmds.schema import Schema
 from mmds.staging import Staging
 from mmds.writer import Writer
@@ -71,15 +71,17 @@ class ShardedWriter:
 
     def _begin(self, conversion: dict[str, Any], append: bool, resume: bool, overwrite: bool) -> None:
         if overwrite:
+            if self.path.is_dir() and any(self.path.iterdir()) and not self._is_dataset:
+                raise self._exists("is a folder with other things in it, which stay", "another name")
             self._staging = Staging(self.path, overwrite=True)
             self._folder = self._staging.content
             with storage_errors(self.path):
                 self._folder.mkdir()
             return
-        if os.path.lexists(self.path) and not self.path.is_dir():
-            raise exists_error(self.path)
         if append and not (self.path / manifest.NAME).exists():
             raise FormatError(f"{printable(self.path)}: no folder of shards with {manifest.NAME}: nothing to append to")
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise exists_error(self.path)
         with storage_errors(self.path):
             self.path.mkdir(exist_ok=True)
             self._locks.enter_context(manifest.locked(self.path))
@@ -113,6 +115,10 @@ class ShardedWriter:
             self._schema = open_listed(self.path, shard).schema
         self._errors = len(self.errors)
 
+    @property
+    def _is_dataset(self) -> bool:
+        return any((self.path / name).exists() for name in (manifest.NAME, journal.NAME))
+
     def _exists(self, what: str, instead: str) -> ExistsError:
         return ExistsError(errno.EEXIST, f"{printable(self.path)} {what}; pass {instead}")
 
@@ -120,7 +126,9 @@ class ShardedWriter:
         """Note that an earlier run has done everything, but perhaps for the journal."""
         self.is_complete = True
         self._shards = list(shards)
+        self._schema = open_listed(self.path, shards[0]).schema
         with storage_errors(self.path):
+            reclaim(self.path / manifest.NAME)
             (self.path / journal.NAME).unlink(missing_ok=True)
 
     def _add_to(self, existing: Manifest) -> None:
@@ -165,7 +173,7 @@ class ShardedWriter:
 
     def end(self, items: int) -> None:
         """Note that the source has no more than so many items."""
-        if self._writer is None and not self._shards and not self._base and not self.is_complete:
+        if self._writer is None and not self._shards and not self._base and self._schema is not None:
             self._open()  # a dataset without samples has a shard, too: it says which fields
         if self._writer is not None:
             self._end_shard(items, 0)
@@ -209,6 +217,8 @@ class ShardedWriter:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.abort()
+            with contextlib.suppress(OSError):  # published, perhaps, but not in the journal: it is written anew anyway
+                writer.path.unlink()
         if self._journal is not None and not self._shards:
             self._journal.remove()
             if not self._base:

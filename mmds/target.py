@@ -77,6 +77,4 @@ class Target:
         return (Writer if store is None else store.writer)(path, fields, **options)
 
     def _store(self) -> Any:
-        if self.format == "mmds" or (self.format is None and self.is_sharded):
-            return None
-        return find_store(self.path, self.format)
+        return None if self.format == "mmds" else find_store(self.path, self.format)

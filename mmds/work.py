@@ -6,13 +6,18 @@ items of its batch), so that the output does not depend on who does it, and it m
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from mmds.converters import Item
+from mmds.dtypes import is_tensor
 from mmds.errors import OptionError, SchemaError, SourceError, printable
 from mmds.schema import Schema
 
@@ -81,7 +86,7 @@ class Steps:
     """A user's functions of samples, in this order; true if there is any.
 
     `filter` says whether to keep a sample. `map` gives one, None to drop it, or many: a list or an iterator. `batch_map` gets
-    a list of what `batch_size` items gave, and gives the same.
+    lists of at most `batch_size` of what `batch_size` items gave together, and gives the same.
     """
 
     filter: Function | None = None
@@ -92,17 +97,20 @@ class Steps:
     def __bool__(self) -> bool:
         return self.filter is not None or self.map is not None or self.batch_map is not None
 
+    @property
+    def may_change_fields(self) -> bool:
+        """Whether there is more than a filter."""
+        return self.map is not None or self.batch_map is not None
+
     def to_json(self) -> dict[str, Any]:
         """Return what identifies the steps: the names of the functions."""
         functions = {"filter": self.filter, "map": self.map, "batch_map": self.batch_map}
         return {"batch_size": self.batch_size, **{step: _name(each) for step, each in functions.items()}}
 
 
-def function(given: Function | str | None) -> Function | None:
-    """Return a function that may be given as "module:function"; `OptionError` if there is none of that name."""
+def named(given: Any) -> Any:
+    """Return what a text such as "module:name" stands for, or what is given itself; `OptionError` if there is none."""
     if not isinstance(given, str):
-        if given is not None and not callable(given):
-            raise OptionError(f"expected a function or 'module:function', got {type(given).__name__}")
         return given
     module, _, name = given.partition(":")
     try:
@@ -110,16 +118,28 @@ def function(given: Function | str | None) -> Function | None:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"no function '{printable(given)}' (expected module:function): {printable(error)}") from error
-    if not callable(found):
-        raise OptionError(f"'{printable(given)}' is a {type(found).__name__}, not a function")
-    called: Function = found
-    return called
+        raise OptionError(f"no '{printable(given)}' (expected module:name): {printable(error)}") from error
+    return found
+
+
+def function(given: Function | str | None) -> Function | None:
+    """Return a function that may be given as "module:function"; `OptionError` if there is none of that name."""
+    found: Function | None = named(given)
+    if found is not None and not callable(found):
+        raise OptionError(
+            f"{printable(repr(given), 200)} is a {type(found).__name__}; expected a function or 'module:function'"
+        )
+    return found
 
 
 def _name(given: Any) -> str | None:
     if given is None:
         return None
+    if isinstance(given, functools.partial):  # its arguments are the options of the function
+        arguments = json.dumps(
+            [given.args, given.keywords], default=lambda value: type(value).__qualname__, sort_keys=True
+        )
+        return f"{_name(given.func)} {arguments}"
     kind = type(given)
     return f"{getattr(given, '__module__', kind.__module__)}:{getattr(given, '__qualname__', kind.__qualname__)}"
 
@@ -172,6 +192,8 @@ class Work:
             step = "fields"
             if self.select is not None:
                 sample = self.select(sample)
+            if self.steps:  # which may change it in place, and the source must not notice
+                sample = own(sample)
             step = "filter"
             if self.steps.filter is not None and not self.steps.filter(sample):
                 return
@@ -184,21 +206,28 @@ class Work:
             yield _failure(step, error)
 
     def _batch(self, number: int, items: Sequence[Item]) -> Iterator[Any]:
-        batch_map = self.steps.batch_map
-        assert batch_map is not None
-        samples = []
+        samples: list[Any] = []
+        owners: list[int] = []  # the numbers of the items that gave them
         for offset, item in enumerate(items):
             for value in self._sample(item):
                 if isinstance(value, Failure):
                     yield replace(value, item=number + offset)
-                else:
-                    samples.append(value)
+                    continue
+                samples.append(value if self.steps.map is None else own(value))  # a generator may fill one array again
+                owners.append(number + offset)
+                if len(samples) == self.batch_size:  # of one item, perhaps: a film has many frames
+                    yield from self._mapped(samples, owners)
+                    samples, owners = [], []
+        if samples:
+            yield from self._mapped(samples, owners)
+
+    def _mapped(self, samples: list[Any], owners: list[int]) -> Iterator[Any]:
+        assert self.steps.batch_map is not None
         try:
-            if samples:
-                yield from _many(batch_map(samples))
+            yield from _many(self.steps.batch_map(samples))
         except Exception as error:  # noqa: BLE001 (as above)
-            for offset in range(len(items)):
-                yield replace(_failure("batch_map", error), item=number + offset)
+            for owner in dict.fromkeys(owners):
+                yield replace(_failure("batch_map", error), item=owner)
 
 
 def _many(result: Any) -> Iterator[Any]:
@@ -209,10 +238,24 @@ def _many(result: Any) -> Iterator[Any]:
         yield result
 
 
+def own(sample: Any) -> Any:
+    """Return a sample whose arrays nobody else has: a copy of them, and of the structure that they are in."""
+    if type(sample) is dict:
+        return {key: own(value) for key, value in sample.items()}
+    if type(sample) is tuple or type(sample) is list:
+        return type(sample)(map(own, sample))
+    if isinstance(sample, np.ndarray):
+        return sample.copy("K")
+    if isinstance(sample, (bytearray, memoryview)):
+        return bytes(sample)
+    return sample.clone() if is_tensor(sample) else sample
+
+
 def _failure(step: str, error: Exception) -> Failure:
     if isinstance(error, SourceError):
         return Failure(str(error), "".join(error.__notes__) if hasattr(error, "__notes__") else "")
-    trace = "".join(traceback.format_exception(error))
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    trace = "\n".join(printable(line, 1000) for line in lines)
     return Failure(f"{step} failed: {type(error).__name__}: {printable(error, 1000)}", trace)
 
 

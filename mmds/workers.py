@@ -9,7 +9,6 @@ from the last item of which anything arrived. An item that a worker was at when 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import pickle
@@ -21,10 +20,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from mmds.converters import Item
@@ -91,12 +89,13 @@ class _Worker:
         self.connection: Connection
         self.connection, other = context.Pipe()
         self.process: BaseProcess = context.Process(target=_main, args=(other, self.arena), daemon=True)
+        resource_tracker.ensure_running()  # it would be started with the first process, and unblock the signal
         with other:  # Ctrl-C reaches the whole group; a worker ignores it, from its first moment on
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 self.process.start()
             finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def begin(self, work: bytes) -> None:
         """Tell it what to do with items. Waits until it listens."""
@@ -114,8 +113,14 @@ class _Worker:
         return _Piece(packed, self.arena.slot(slot), lambda: self._send(slot))
 
     def _send(self, message: Any) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError, OSError):  # it has died: its messages will end
-            self.connection.send(message)
+        try:
+            self.connection.send_bytes(pickle.dumps(message, 5))
+        except OSError:  # it has died: its messages will end
+            pass
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise OptionError(
+                f"a sample of the source cannot be sent to worker processes: {printable(error, 500)}. Pass num_workers=1"
+            ) from error
 
     def died(self) -> str:
         """Free what it had, and return in words how it ended."""
@@ -139,8 +144,12 @@ class Workers:
     """A number of processes that do `work`. To be closed."""
 
     def __init__(self, work: Work, number: int) -> None:
+        if current_process().daemon:
+            raise OptionError(
+                "a daemon process, such as a worker of a DataLoader, cannot start worker processes; pass num_workers=1"
+            )
         try:
-            self._work = bytes(ForkingPickler.dumps(work))
+            self._work = pickle.dumps(work, 5)  # torch would have multiprocessing share its tensors, with one worker
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise OptionError(f"cannot be sent to worker processes: {printable(error, 500)}. {ADVICE}") from error
         self._context = get_context("spawn")
@@ -167,6 +176,7 @@ class Workers:
             if worker.process.exitcode is None:
                 worker.process.kill()
                 worker.process.join()
+            worker.units.clear()  # and the samples in its arena with them
             worker.arena.close()
         self._workers = []
 
@@ -272,17 +282,24 @@ def _main(connection: Connection, arena: Arena) -> None:
         work_bytes: bytes = connection.recv()
     except (EOFError, ConnectionResetError):  # nobody wants it any more
         return
+
+    def send(message: tuple[Any, ...]) -> None:
+        try:
+            connection.send(message)
+        except OSError:  # nobody wants it any more
+            os._exit(1)
+
     orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
     slots = _Slots()
     threading.Thread(target=_listen, args=(connection, orders, slots), daemon=True).start()
     try:
         work: Work = pickle.loads(work_bytes)  # noqa: S301 (from our own parent)
     except Exception as error:  # noqa: BLE001 (whatever an import of a user's module raises: the parent says it)
-        connection.send((BROKEN, f"{type(error).__name__}: {printable(error, 500)}"))
+        send((BROKEN, f"{type(error).__name__}: {printable(error, 500)}"))
         return
     if "torch" in sys.modules:  # as in a worker of a DataLoader: there are as many workers as cores
         sys.modules["torch"].set_num_threads(1)
-    outbox = Outbox(arena, lambda packed, slot: connection.send((OUTPUTS, packed, slot)), slots.take)
+    outbox = Outbox(arena, lambda packed, slot: send((OUTPUTS, packed, slot)), slots.take)
 
     def begin(number: int) -> None:
         arena.current = number
@@ -305,7 +322,7 @@ def _main(connection: Connection, arena: Arena) -> None:
                 sent = time.perf_counter()
         arena.current = NOTHING
         outbox.flush()
-        connection.send((DONE, (time.perf_counter() - started - slots.waited) / len(items)))
+        send((DONE, (time.perf_counter() - started - slots.waited) / len(items)))
 
 
 class _Slots:

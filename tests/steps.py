@@ -111,3 +111,61 @@ def slow_change(sample: Sample) -> Sample:
         pass
     sample["x"] ^= 255
     return sample
+
+
+def lambda_at_3(sample: Sample) -> Sample:
+    """Give one sample with a value that neither pickles nor can be stored."""
+    return {**sample, "x": lambda: 3} if sample["n"] == 3 else sample
+
+
+def values_of_many_kinds(sample: Sample) -> Sample:
+    import torch
+    from PIL import Image
+
+    n = sample["n"]
+    return {
+        "view": memoryview(b"abc" * n),
+        "array": bytearray(b"xyz" * n),
+        "tensor": torch.full((5000,), float(n)),
+        "bf16": torch.full((3,), float(n), dtype=torch.bfloat16),
+        "scalar": np.int16(n),
+        "flag": np.bool_(n % 2),
+        "picture": Image.new("RGB", (8, 8), (n, 0, 0)),
+        "nested": ({"deep": [n, None, "ü"]}, (np.float32(n),)),
+    }
+
+
+def number_of(item: tuple[int]) -> Sample:
+    return {"n": item[0]}
+
+
+class Flood:
+    """Item 0 waits for a file; the others give small samples without end, and write a byte for each to another file."""
+
+    def __init__(self, count: Path, stop: Path) -> None:
+        self.count, self.stop = count, stop
+
+    def __call__(self, sample: Sample) -> Iterator[Sample]:
+        while sample["n"] == 0 and not self.stop.exists():
+            time.sleep(0.05)
+        yield sample
+        with self.count.open("ab", buffering=0) as file:
+            while sample["n"] > 0:
+                yield sample
+                file.write(b".")
+
+
+def add(sample: Sample, amount: int, fail_at: int = -1) -> Sample:
+    if sample["n"] == fail_at:
+        raise RuntimeError("stop here")
+    return {**sample, "x": sample["x"] + amount}
+
+
+def data_of_n(sample: Sample) -> Sample:
+    """Change an array in place."""
+    sample["data"] *= 10
+    return sample
+
+
+def reversed_batch(samples: list[Sample]) -> Iterator[Sample]:
+    return reversed(samples)

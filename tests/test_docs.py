@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -25,12 +26,15 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(4):
             (tmp_path / "photos" / name / f"{number}.jpg").write_bytes(jpeg(number + len(name), (64, 64)))
     monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "cubes.npy", np.arange(2000.0) ** 3)
     (tmp_path / "train.py").write_text("import mmds\nmmds.verify('raw.mmds')\n")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # README's python is this one
     names: dict[str, Any] = {}
     commands = 0
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S):
-        if language == "python":
+        if block.startswith("# steps.py\n"):
+            (tmp_path / "steps.py").write_text(block)
+        elif language == "python":
             exec(compile(block, "README.md", "exec"), names)
         for line in re.findall(r"^\$ mmds (.*)$", block, re.M):
             result = CliRunner().invoke(main, shlex.split(line, comments=True))
@@ -40,6 +44,11 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = list(names["loader"])
     assert images[0][0].shape == (8, 3, 64, 64) and (tmp_path / "first.jpg").read_bytes().startswith(b"\xff\xd8")
     assert mmds.open("raw.mmds").fields[0].kind == mmds.Array("uint8", (3, 48, 48))
+    assert (tmp_path / "photos-again" / "cat" / "3.jpg").read_bytes() == (
+        tmp_path / "photos" / "cat" / "3.jpg"
+    ).read_bytes()
+    assert mmds.open("numbers.mmds").get("number 7") == {"n": 7, "name": "number 7", "square": 49, "cube": 343.0}
+    assert len(mmds.open("centred.mmds")) == 90 and len(mmds.open("cats.mmds")) == 4
     assert names["reader"].column("meta.0")[3] == "scan 3" and names["reader"][10:20][0]["points"].shape == (10, 3)
 
 

@@ -89,7 +89,7 @@ def test_descriptors_and_maps_are_given_back() -> None:
     assert state() == before
 
 
-def test_samples_are_sent_in_order_and_a_slot_only_when_it_is_used() -> None:
+def test_samples_are_sent_in_order_and_their_slot_with_them() -> None:
     arena = Arena()
     sent: list[tuple[list[tuple[int, Packed]], int | None]] = []
     free = [2, 1, 0]
@@ -98,12 +98,14 @@ def test_samples_are_sent_in_order_and_a_slot_only_when_it_is_used() -> None:
         outbox.put(number, {"n": number})
     outbox.flush()
     outbox.flush()
-    array = np.empty(3 * 2**20, np.uint8)
+    assert [slot for _, slot in sent] == [0]  # nothing is in it, but who has none left has to wait
+    free.append(0)
+    array = np.empty(2**19, np.uint8)
     for number in range(3, 8):
         array[:] = number  # the same memory again: what was put is not changed by that
         outbox.put(number, array)
     outbox.flush()
-    assert [slot for _, slot in sent] == [None, 0, 1, 2]
+    assert [slot for _, slot in sent] == [0, 0, 1, 2]
     values = {
         number: unpack(each, arena.slot(slot))
         for packed, slot in sent[1:]
@@ -111,7 +113,7 @@ def test_samples_are_sent_in_order_and_a_slot_only_when_it_is_used() -> None:
         if slot is not None
     }
     assert sorted(values) == [3, 4, 5, 6, 7]
-    assert all((value == number).all() and len(value) == 3 * 2**20 for number, value in values.items())
+    assert all((value == number).all() and len(value) == 2**19 for number, value in values.items())
     del values
     arena.close()
 

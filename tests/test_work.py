@@ -85,6 +85,28 @@ def test_failures_in_a_batch_have_the_number_of_their_item() -> None:
     assert [value.item if isinstance(value, Failure) else value["n"] for _, value in whole] == [11, 12, 2, 3]
 
 
+def test_a_batch_is_never_larger_than_asked_for() -> None:
+    """One film has many frames, and none of them may wait for the last."""
+    seen: list[int] = []
+
+    def count(samples: list[Any]) -> Any:
+        seen.append(len(samples))
+        yield from samples
+
+    def many(sample: Any) -> Any:
+        for k in range(sample["n"]):
+            if k == 7:
+                raise RuntimeError("torn")
+            yield {"n": 10 * sample["n"] + k}
+
+    work = Work(load, steps=Steps(map=many, batch_map=count, batch_size=4))
+    found = run(work, 3, 9, 0, 2, 5, first=20)
+    assert seen == [4, 4, 4, 4, 1]
+    values = [(number, value.item if isinstance(value, Failure) else value["n"]) for number, value in found]
+    assert [value for _, value in values] == [30, 31, 32, 90, 91, 92, 93, 94, 21, 95, 96, 20, 21, 50, 51, 52, 53, 54]
+    assert {number for number, _ in values[:13]} == {20} and {number for number, _ in values[13:]} == {24}
+
+
 def test_what_was_lost_is_not_tried_again() -> None:
     begun: list[int] = []
     items = [(number,) for number in range(4)]
@@ -103,13 +125,13 @@ def test_functions_by_name() -> None:
     assert function("tests.steps:Slow.__len__") is steps.Slow.__len__
     assert function(None) is None and function(len) is len
     for bad, message in (
-        ("tests.steps", "expected module:function"),
+        ("tests.steps", "expected module:name"),
         ("tests.steps:missing", "has no attribute 'missing'"),
         ("no_such_module:x", "No module named 'no_such_module'"),
-        ("tests.steps:Sample.x", "no function"),
-        (":x", "no function"),
-        ("tests.steps:np", "not a function"),
-        (3, "expected a function or 'module:function', got int"),
+        ("tests.steps:Sample.x", "no 'tests.steps:Sample.x'"),
+        (":x", "no ':x'"),
+        ("tests.steps:np", "is a module; expected a function"),
+        (3, "3 is a int; expected a function or 'module:function'"),
     ):
         with pytest.raises(OptionError, match=message):
             function(bad)  # type: ignore[arg-type]
