@@ -22,7 +22,7 @@ demo: .venv/ready
 	.venv/bin/python -m examples.train_cnn .demo/pictures-train.mmds .demo/pictures-val.mmds
 
 test: .venv/ready
-	.venv/bin/python -m pytest -m "not stress"
+	.venv/bin/python -m pytest -m "not stress" -n logical --dist worksteal
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -39,6 +39,8 @@ bench: .venv/ready
 	.venv/bin/python -m benchmarks
 	.venv/bin/python -m benchmarks.reading
 	.venv/bin/python -m benchmarks.conversion
+	.venv/bin/python -m benchmarks.pipeline
+	.venv/bin/python -m benchmarks.copying
 	.venv/bin/python -m benchmarks.memory.workers
 	.venv/bin/python -m benchmarks.memory.lists
 	.venv/bin/python -m benchmarks.memory.limits

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,12 +17,14 @@ import numpy as np
 from mmds.blocks import BlockStream
 from mmds.fields import Fixed
 from mmds.publish import Draft
-from mmds.stored import Spans, Stored, StoredDataset, reading
+from mmds.stored import RawFile, Spans, Stored, StoredDataset, reading
 from mmds.writer import Writer
 
 NdArray = np.ndarray[Any, Any]
 
 BATCH = 64  # samples that are decompressed at once
+WINDOW = 2**20  # bytes of a file that are read at once for values that lie near each other:
+GAP = 2**15  # with so much between them, it takes as long to read that as to call the kernel once more
 AHEAD = (
     4 * 2**20
 )  # bytes that are sent to the disk at once: of more, the first would be there, and out of memory, too soon
@@ -159,13 +160,33 @@ def copy_payload(stored: Stored, spans: Spans, numbers: NdArray, targets: NdArra
     )
     first = np.concatenate(([0], np.flatnonzero(~together) + 1))
     last = np.append(first[1:], len(starts)) - 1
-    moves = zip(
-        files[first].tolist(), starts[first].tolist(), stops[last].tolist(), targets[first].tolist(), strict=True
-    )
-    for number, of_file in itertools.groupby(moves, operator.itemgetter(0)):
+    files, begins, ends, targets = files[first], starts[first], stops[last], targets[first]
+    near = (files[1:] == files[:-1]) & (begins[1:] // WINDOW == begins[:-1] // WINDOW) & (begins[1:] >= ends[:-1])
+    near &= (begins[1:] - ends[:-1] <= GAP) & (ends[1:] - begins[1:] <= WINDOW) & (ends[:-1] - begins[:-1] <= WINDOW)
+    edges = [0, *(np.flatnonzero(~near) + 1).tolist(), len(first)]
+    moves = list(zip(begins.tolist(), ends.tolist(), targets.tolist(), strict=True))
+    numbers_of_files = files.tolist()
+    for number, windows in itertools.groupby(itertools.pairwise(edges), lambda window: numbers_of_files[window[0]]):
         file = stored.open(number)
         with reading(file.path):
-            for _, start, stop, target in of_file:
-                if target != stream.position:
-                    stream.write(bytes(target - stream.position))
-                stream.copy(file.fd, start, stop - start)
+            for low, high in windows:
+                if high - low == 1:
+                    begin, end, target = moves[low]
+                    if target != stream.position:
+                        stream.write(bytes(target - stream.position))
+                    stream.copy(file.fd, begin, end - begin)
+                else:
+                    stream.write(_joined(file, moves[low:high], stream.position))
+
+
+def _joined(file: RawFile, moves: list[tuple[int, int, int]], position: int) -> bytes:
+    """Return what moves from a file that lie near each other put into a stream from `position` on: one read for all of them."""
+    low, high = moves[0][0], moves[-1][1]
+    data = memoryview(file.read(low, high - low))
+    pieces: list[memoryview | bytes] = []
+    for begin, end, target in moves:
+        if target != position:
+            pieces.append(bytes(target - position))
+        pieces.append(data[begin - low : end - low])
+        position = target + end - begin
+    return b"".join(pieces)

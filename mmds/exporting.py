@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmds.converters.stores import all_stores, find_store
-from mmds.errors import OptionError, SourceError, printable
+from mmds.errors import ExistsError, OptionError, SourceError, printable
 from mmds.opening import Source
 from mmds.opening import open as open_reader
 from mmds.pipeline import convert
@@ -33,7 +34,7 @@ def export(
 
     `format` is "folder" (a file per sample, with the name that it had), "tar" (WebDataset shards; `shard_size` in bytes), or
     a store; by default what the suffix of the destination says, and otherwise a folder. `fields` selects, as in `mmds.open`.
-    Raises `ExistsError` if the destination exists, unless `overwrite`.
+    Raises `ExistsError` if the destination exists, unless `overwrite`; a folder with files in it is never replaced by one.
     """
     destination = Path(destination)
     if format is None:
@@ -49,6 +50,11 @@ def export(
         raise OptionError(f"shard_size= is for tar and mmds, and this is {format}")
     reader = open_reader(source, fields=fields)
     if format == "folder":
+        if destination.is_dir() and any(destination.iterdir()):  # of whatever: its owner should remove it
+            raise ExistsError(
+                errno.EEXIST,
+                f"{printable(destination)} is a folder with things in it, which is never replaced; remove it first",
+            )
         folders = importlib.import_module("mmds.converters.folderexport")
         folders.export_folder(reader, destination, overwrite=overwrite, progress=progress)
         return [destination]

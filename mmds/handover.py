@@ -21,8 +21,9 @@ from typing import Any
 
 SLOT = 8 * 2**20  # bytes
 SLOTS = 3  # one that is filled, one on its way, one that is written
-ENOUGH = 2**20  # bytes in a slot that are sent: they are still in the processor's cache when they are read, which of 8 MiB
-# most were not (docs/decisions/0009-pipelines.md)
+# Bytes in a slot that are sent: when they are read they are still in the processor's cache. Of 8 MiB, most are not
+# (docs/decisions/0009-pipelines.md).
+ENOUGH = 2**20
 SMALL = 2**12  # bytes below which a buffer stays in the pickle
 PAGE = mmap.PAGESIZE
 NOTHING = -1

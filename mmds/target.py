@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmds.converters.stores import find_store
-from mmds.errors import OptionError, printable
+from mmds.errors import ExistsError, OptionError, printable
 from mmds.samplewriter import SampleWriter
 from mmds.sharded import ShardedWriter
 from mmds.writer import Writer
@@ -74,6 +75,10 @@ class Target:
                 **options,
             )
         store = self._store()
+        if store is not None and self.overwrite and path.is_dir() and any(path.iterdir()) and not store.recognise(path):
+            raise ExistsError(
+                errno.EEXIST, f"{printable(path)} is a folder, but no {store.name}: it stays; choose another name"
+            )
         return (Writer if store is None else store.writer)(path, fields, **options)
 
     def _store(self) -> Any:

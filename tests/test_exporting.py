@@ -76,7 +76,7 @@ def test_a_format_that_is_given_counts_more_than_the_suffix(dataset: Path, tmp_p
         ("out", {"shard_size": 5}, OptionError, "shard_size= is for tar and mmds, and this is folder"),
         ("out.h5", {"shard_size": 5}, OptionError, "and this is hdf5"),
         ("in.mmds", {}, ExistsError, "exists already"),
-        ("photos", {}, ExistsError, "exists already"),
+        ("photos", {}, ExistsError, "is a folder with things in it"),
         ("out.mmds", {"fields": ["nope"]}, ValueError, "no field 'nope'"),
     ],
 )
@@ -98,6 +98,20 @@ def test_overwriting(dataset: Path, tmp_path: Path) -> None:
         export(dataset, tmp_path / name, overwrite=True)
         assert (tmp_path / name).is_dir() or (tmp_path / name).stat().st_size > 3000
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["out", "out.zarr", "out.npyd"])
+def test_no_foreign_folder_is_ever_replaced(dataset: Path, tmp_path: Path, name: str) -> None:
+    photos = tmp_path / name
+    photos.mkdir()
+    (photos / "mine.jpg").write_bytes(b"the only copy")
+    with pytest.raises(ExistsError, match="is a folder"):
+        export(dataset, photos, overwrite=True)
+    assert [path.read_bytes() for path in photos.iterdir()] == [b"the only copy"]
+    (photos / "mine.jpg").unlink()
+    export(dataset, photos, overwrite=True)
+    if name != "out":
+        export(dataset, photos, overwrite=True)  # one of its own kind is
 
 
 @pytest.mark.parametrize("name", ["out", "out.tar", "out.mmds", "out.parquet"])

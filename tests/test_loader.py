@@ -107,7 +107,6 @@ def same(one: Any, other: Any) -> bool:
         {"fields": ("image", "meta.0"), "target_transform": lambda target: target + 1},
         {"fields": ["image", "meta"], "format": "numpy"},
     ],
-    ids=str,
 )
 def test_batches_are_those_of_a_dataloader(path: Path, threads: int, options: dict[str, Any]) -> None:
     dataset = mmds.MemoryMappedDataset(path, **options)

@@ -296,7 +296,9 @@ def test_reading_changes_no_file(name: str, tmp_path: Path) -> None:
 def test_a_folder_and_special_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "folder", tmp_path / "fifo", Path("/dev/null"), Path("/dev/zero")):
+    with pytest.raises(FormatError, match=r"a folder without dataset\.json"):
+        mmds.open(tmp_path / "folder")
+    for path in (tmp_path / "fifo", Path("/dev/null"), Path("/dev/zero")):
         with pytest.raises(FormatError, match="not a regular file, so not an mmds file"):
             mmds.open(path)
 

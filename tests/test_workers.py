@@ -87,7 +87,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(tmp_path: Path) -> N
 
 
 def test_a_batch_is_done_again(tmp_path: Path) -> None:
-    chosen = {"batch_map": steps.sum_of, "batch_size": 7}
+    chosen: dict[str, Any] = {"batch_map": steps.sum_of, "batch_size": 7}
     died = Steps(map=steps.DieOnce(tmp_path, 0, 20), **chosen)
     same(outputs(Work(load, steps=died), 2), outputs(Work(load, steps=Steps(**chosen)), 1))
 
