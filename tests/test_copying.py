@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import mmds
 from mmds import blocks, stored
 from mmds.blocks import BlockStream
-from mmds.copying import Copier, arrange
+from mmds.copying import GAP, Copier, arrange
 from mmds.errors import ChangedError, FormatError, MmdsError, SourceError, StorageError
 from mmds.fields import Kind
 from mmds.format import BLOCK
@@ -165,13 +165,33 @@ def lengths_copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_neighbours_are_copied_together(
     write: Write, tmp_path: Path, align: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields = {"x": mmds.Bytes(align=align), "y": mmds.Array("uint8", (300,), align=align)}
-    source = write(fields, [{"x": bytes(k), "y": np.full(300, k, "u1")} for k in range(100)])
+    fields = {"x": mmds.Bytes(align=align), "y": mmds.Array("uint8", (GAP,), align=align)}
+    source = write(fields, [{"x": bytes(k), "y": np.full(GAP, k, "u1")} for k in range(100)])
     moves = lengths_copied(monkeypatch)
     mmds.select(source, tmp_path / "copy.mmds", [5, *range(20, 80), *range(7, 9)])
     assert len(moves) == 3
     mmds.merge([source, source], tmp_path / "twice.mmds")
     assert len(moves) == 5
+
+
+def test_values_near_each_other_are_read_together(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [{"x": bytes([k]) * (300 + k)} for k in range(100)]
+    source = write({"x": mmds.Bytes(align=8)}, samples)
+    want = write({"x": mmds.Bytes(align=8)}, samples[::2])
+    moves = lengths_copied(monkeypatch)
+    reads: list[int] = []
+    read = stored.RawFile.read
+
+    def noting(file: stored.RawFile, offset: int, length: int) -> bytes:
+        reads.append(length)
+        return read(file, offset, length)
+
+    monkeypatch.setattr(stored.RawFile, "read", noting)
+    mmds.select(source, tmp_path / "copy.mmds", slice(None, None, 2))
+    assert (tmp_path / "copy.mmds").read_bytes() == want.read_bytes()
+    assert moves == [] and len([length for length in reads if length > 30_000]) == 1
 
 
 def test_where_values_begin() -> None:
