@@ -10,6 +10,7 @@
     ├── SampleError (ValueError)          a sample that does not fit its fields
     ├── SourceError (ValueError)          something in a conversion's source that cannot be used
     ├── OptionError (TypeError)           an option that this source does not have
+    ├── ExpressionError (ValueError)      a condition that cannot be evaluated (in mmds.expressions)
     ├── StorageError (OSError)            the operating system refused to write or to publish
     │   └── ExistsError (FileExistsError) the destination exists and overwrite=True was not given
     ├── ChangedError (RuntimeError)       a dataset was replaced while it was in use

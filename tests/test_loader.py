@@ -383,9 +383,9 @@ def test_pinned_memory_needs_a_device(path: Path) -> None:
 
 def test_ctrl_c_ends_at_once(path: Path) -> None:
     code = f"""
-import mmds, time, sys
+import mmds, os, time
 def slow(sample):
-    print("reading", flush=True)
+    os.write(1, b"reading\\n")  # in one piece, also where two threads write at once
     time.sleep(0.2)
     return sample
 try:
