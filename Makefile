@@ -41,6 +41,7 @@ bench: .venv/ready
 	.venv/bin/python -m benchmarks.conversion
 	.venv/bin/python -m benchmarks.pipeline
 	.venv/bin/python -m benchmarks.copying
+	.venv/bin/python -m benchmarks.keys
 	.venv/bin/python -m benchmarks.memory.workers
 	.venv/bin/python -m benchmarks.memory.lists
 	.venv/bin/python -m benchmarks.memory.limits
