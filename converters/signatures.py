@@ -9,7 +9,7 @@ import re
 ALIASES = {  # other extensions of the same content, so that a name which fits is left alone
     ".jpg": (".jpeg",),
     ".tiff": (".tif",),
-    ".ppm": (".pgm", ".pbm", ".pnm"),
+    **dict.fromkeys((".pbm", ".pgm", ".ppm"), (".pbm", ".pgm", ".ppm", ".pnm")),
     ".ogg": (".oga", ".opus"),
     ".mp4": (".m4v", ".mov"),
     ".mkv": (".mka",),
@@ -19,6 +19,8 @@ STARTS = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG\r\n\x1a\n", ".png"),
     (b"GIF8", ".gif"),
+    (b"\0\0\0\x0cjP  ", ".jp2"),
+    (b"\0\0\1\0", ".ico"),
     (b"II*\0", ".tiff"),
     (b"MM\0*", ".tiff"),
     (b"fLaC", ".flac"),
@@ -55,7 +57,7 @@ def extension(data: bytes) -> str:
     if data.startswith(b"\x1a\x45\xdf\xa3"):  # EBML
         return ".webm" if b"webm" in data[:64] else ".mkv"
     if re.match(rb"P[1-6]\s", data):
-        return ".ppm"
+        return (".pbm", ".pgm", ".ppm")[(data[1] - ord("1")) % 3]
     if data.startswith(b"BM") and data[6:10] == bytes(4):
         return ".bmp"
     if len(data) > 4 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:  # the sync word of an MPEG audio frame
