@@ -40,18 +40,38 @@ class Conversion:
         return sum(output.samples for output in self.outputs)
 
 
+class Report:
+    """How many samples are done, and when that was last said."""
+
+    def __init__(self, tell: Callable[[int, int | None], None] | None, total: int | None) -> None:
+        self.done, self.total = 0, total
+        self._tell = tell
+        self._told = time.monotonic()
+
+    def add(self, samples: int) -> None:
+        """Note that more samples are done, and say so from time to time."""
+        self.done += samples
+        if self._tell is not None and time.monotonic() - self._told >= PROGRESS_SECONDS:
+            self.end()
+
+    def end(self) -> None:
+        """Say how many are done."""
+        self._told = time.monotonic()
+        if self._tell is not None:
+            self._tell(self.done, self.total)
+
+
 class Run:
-    """The state of one conversion: what is done, what went wrong, and when that was last reported."""
+    """The state of one conversion: what is done, and what went wrong."""
 
     def __init__(self, source: str, on_error: str, progress: Progress | None, total: int | None, kept: str) -> None:
         self.shown = printable(source)
-        self.total = total
         self.bad: list[tuple[str, str]] = []  # names as they are
         self._on_error = on_error
         self._kept = kept  # what of the output is there after an error, in words
-        self._progress = progress
-        self._done = 0
-        self._reported = time.monotonic()
+        tell = None if progress is None else lambda done, total: progress(done, total, len(self.bad))
+        self._report = Report(tell, total)
+        self.count = self._report.add  # more samples of the source are done
 
     def fail(self, name: str, reason: str, trace: str = "") -> None:
         """Note that `name` cannot be used, or end the conversion."""
@@ -74,24 +94,13 @@ class Run:
         """All failures, safe to print."""
         return tuple((_shown(name), reason) for name, reason in self.bad)
 
-    def count(self, samples: int) -> None:
-        """Note that more samples of the source are done, and report that from time to time."""
-        self._done += samples
-        if self._progress is not None and time.monotonic() - self._reported >= PROGRESS_SECONDS:
-            self.report()
-
-    def report(self) -> None:
-        """Tell the caller how far the conversion is."""
-        self._reported = time.monotonic()
-        if self._progress is not None:
-            self._progress(self._done, self.total, len(self.bad))
-
     def end(self, destination: Path, written: int) -> Path | None:
         """Check that something was written if there was anything, write the quarantine report, and tell the caller."""
-        if self._done and self.bad and not written:
-            raise SourceError(f"{self.shown}: none of the {self._done} samples can be used{self.first_failure}")
+        done = self._report.done
+        if done and self.bad and not written:
+            raise SourceError(f"{self.shown}: none of the {done} samples can be used{self.first_failure}")
         report = _quarantine(destination, self.bad) if self._on_error == "quarantine" else None
-        self.report()
+        self._report.end()
         return report
 
 

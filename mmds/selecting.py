@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmds.conversion import Output
+from mmds.conversion import Output, Report
 from mmds.copying import Copier
 from mmds.errors import SchemaError, printable
 from mmds.expressions import Column, Condition
@@ -20,9 +19,7 @@ from mmds.reader import Reader
 from mmds.stored import StoredDataset
 
 NdArray = np.ndarray[Any, Any]
-Progress = Callable[[int, int], None]
-
-PROGRESS_SECONDS = 0.1
+Progress = Callable[[int, int | None], None]
 
 
 def select(
@@ -133,26 +130,6 @@ def meets(condition: Condition, dataset: StoredDataset, rows: NdArray) -> NdArra
     stored = dataset.at(rows)
     columns = {name: Column(stored.column(k), stored.valid(k)) for name, k in condition.columns.items()}
     return condition(columns, len(rows))
-
-
-class Report:
-    """How far a copy is, and when that was last said."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-        self._said = time.monotonic()
-
-    def add(self, samples: int) -> None:
-        """Note that more samples are done, and say so from time to time."""
-        self._done += samples
-        if self._progress is not None and time.monotonic() - self._said >= PROGRESS_SECONDS:
-            self.end()
-
-    def end(self) -> None:
-        """Say how many are done."""
-        self._said = time.monotonic()
-        if self._progress is not None:
-            self._progress(self._done, self._total)
 
 
 def _chunks(reader: Reader, indices: Any, size: int) -> tuple[Iterator[NdArray], int]:

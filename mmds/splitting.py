@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmds.conversion import Output
+from mmds.conversion import Output, Report
 from mmds.copying import Copier
 from mmds.errors import SchemaError, printable
 from mmds.expressions import is_usable
@@ -21,7 +21,7 @@ from mmds.opening import open as open_dataset
 from mmds.permutation import Permutation
 from mmds.publish import exists_error, link_into_place, storage_errors, sync_folder
 from mmds.reader import Reader
-from mmds.selecting import Progress, Report
+from mmds.selecting import Progress
 from mmds.staging import Staging
 from mmds.stored import StoredDataset
 

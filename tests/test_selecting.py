@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import mmds
-from mmds import selecting, stored
+from mmds import stored
 from mmds.cli import main
 from mmds.errors import ExistsError, FormatError, SchemaError, StorageError
 from mmds.expressions import ExpressionError
@@ -152,10 +152,10 @@ def test_merge_refuses_other_fields(write: Write, tmp_path: Path) -> None:
 
 def test_progress(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "MAX_ROWS", 30)
-    monkeypatch.setattr(selecting, "PROGRESS_SECONDS", 0)
-    said: list[tuple[int, int]] = []
+    monkeypatch.setattr("mmds.conversion.PROGRESS_SECONDS", 0)
+    said: list[tuple[int, int | None]] = []
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int | None) -> None:
         said.append((done, total))
 
     mmds.select(source, tmp_path / "a.mmds", where="x < 3", progress=progress)
