@@ -60,13 +60,34 @@ def pil(data: bytes, mode: str | None) -> Any:
 
 
 def sound(data: bytes) -> NdArray:
-    """Return an encoded sound as float32 of shape (channels, frames), in -1..1. Raises ValueError or RuntimeError."""
+    """Return an encoded sound as float32 of shape (channels, frames), in -1..1. Raises ValueError, OSError or RuntimeError.
+
+    AAC and M4A, which libsndfile does not know, go through PyAV.
+    """
+    if data[4:8] == b"ftyp" or (data[:1] == b"\xff" and data[1:2] and data[1] & 0xF6 == 0xF0):
+        return _sound_with_av(data)
     try:
         import soundfile
     except ImportError:
         raise missing("soundfile", "audio", "decoding sounds") from None
     samples, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     return np.ascontiguousarray(samples.T)
+
+
+def _sound_with_av(data: bytes) -> NdArray:
+    try:
+        import av
+    except ImportError:
+        raise missing("av", "audio", "decoding AAC") from None
+    with av.open(io.BytesIO(data), "r") as container:
+        if not container.streams.audio:
+            raise ValueError("a file without sound")
+        planar = av.AudioResampler(format="fltp")
+        frames = [part.to_ndarray() for frame in container.decode(audio=0) for part in planar.resample(frame)]
+    if not frames:
+        raise ValueError("a sound without frames")
+    samples: NdArray = np.concatenate(frames, axis=1)
+    return samples
 
 
 def film(data: bytes) -> NdArray:
