@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -180,13 +181,18 @@ class ShardedWriter:
 
     def _open(self) -> Writer:
         if self._writer is None:
-            name = f"{len(self._base) + len(self._shards):05d}.mmds"
             # A file of that name is one that the journal does not know of: it was published in the moment of a crash.
             self._writer = Writer(
-                self._folder / name, self._schema, metadata=self._metadata, overwrite=True, **self._options
+                self._folder / self._free_name(), self._schema, metadata=self._metadata, overwrite=True, **self._options
             )
             self._writer.like = self.like
         return self._writer
+
+    def _free_name(self) -> str:
+        """Return the name of the next shard. The manifest of another program may list shards by any names."""
+        taken = {shard.path for shard in (*self._base, *self._shards)}
+        names = (f"{number:05d}.mmds" for number in itertools.count(len(taken)))
+        return next(name for name in names if name not in taken)
 
     def _end_shard(self, item: int, outputs: int) -> None:
         assert self._writer is not None
@@ -220,9 +226,9 @@ class ShardedWriter:
             with contextlib.suppress(OSError):  # published, perhaps, but not in the journal: it is written anew anyway
                 writer.path.unlink()
         if self._journal is not None and not self._shards:
-            self._journal.remove()
-            if not self._base:
-                with contextlib.suppress(OSError):  # it was not empty before
+            with contextlib.suppress(OSError):  # it stays, then, for resume; or the folder was not empty before
+                self._journal.remove()
+                if not self._base:
                     self.path.rmdir()
         self._free()
 

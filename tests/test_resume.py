@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 import mmds
 from mmds.errors import ExistsError, FormatError, MmdsError, OptionError, SchemaError, SourceError, StorageError
+from mmds.manifest import publish_manifest, read_manifest
 from mmds.sharded import ShardedWriter
 from tests import steps
 
@@ -231,6 +233,21 @@ def _file(folder: Path) -> Path:
     with mmds.Writer(folder / "other.mmds", {"n": mmds.Scalar("int8")}) as writer:
         writer.write({"n": 1})
     return folder / "other.mmds"
+
+
+def test_shards_of_any_name_are_kept(tmp_path: Path) -> None:
+    """A manifest that another program wrote: the next number is the name of a shard that it lists."""
+    path = tmp_path / "a.mmds"
+    run(list(samples(200)), path)
+    found = read_manifest(path)
+    last = found.shards[-1]
+    taken = f"{len(found.shards):05d}.mmds"
+    (path / last.path).rename(path / taken)
+    publish_manifest(path, replace(found, shards=(*found.shards[:-1], replace(last, path=taken))), overwrite=True)
+    for _ in range(2):
+        run(list(samples(100)), path, append=True)
+    assert [sample["n"] for sample in mmds.open(path)] == [*range(200), *range(100), *range(100)]
+    assert mmds.verify(path)
 
 
 def test_adding_goes_on_as_well(tmp_path: Path, whole: dict[str, bytes]) -> None:
