@@ -50,10 +50,18 @@ class Select:
         """Return the schema of what is wanted of samples with these fields, and where its fields are in them."""
         return fields.select(renamed(self.wanted, dict(self.names), fields))
 
+    @functools.cached_property
+    def _known(self) -> tuple[Schema, list[int]]:
+        assert self.fields is not None
+        return self.narrow(self.fields)
+
     def __call__(self, sample: Any) -> Any:
         """Return the part of `sample` that is wanted."""
-        fields = Schema.infer(sample) if self.fields is None else self.fields
-        chosen, positions = self.narrow(fields)
+        if self.fields is None:
+            fields = Schema.infer(sample)
+            chosen, positions = self.narrow(fields)
+        else:
+            fields, (chosen, positions) = self.fields, self._known
         leaves = fields.leaves(sample)
         pick = [lambda _, leaf=leaves[position]: leaf for position in positions]
         return chosen.assembler(pick)(None)

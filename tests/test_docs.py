@@ -52,6 +52,16 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["reader"].column("meta.0")[3] == "scan 3" and names["reader"][10:20][0]["points"].shape == (10, 3)
 
 
+def test_the_page_about_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python blocks run; other pages have doctests, or tests of their own."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "sources.md").read_text(), re.M | re.S)
+    for block in blocks:
+        exec(compile(block, "sources.md", "exec"), {})
+    assert len(blocks) == 2
+    assert [path.name for path in sorted((tmp_path / "two").rglob("*"))] == ["a", "1.txt", "2.txt", "b"]
+
+
 def test_links_in_documents_lead_somewhere() -> None:
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "README.md"):
         for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
