@@ -11,6 +11,18 @@ import pytest
 import mmds
 
 Write = Callable[..., Path]
+Cases = Callable[[int], None]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note which rows of docs/reliability.md a test shows, for `tests.faults`."""
+    item.user_properties += [("fault", row) for mark in item.iter_markers("fault") for row in mark.args]
+
+
+@pytest.fixture
+def cases(record_property: Callable[[str, object], None]) -> Cases:
+    """Return the function that a test tells how many cases it went through, once or several times; one, if it does not."""
+    return lambda number: record_property("cases", number)
 
 
 @pytest.fixture
