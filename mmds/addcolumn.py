@@ -11,20 +11,20 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmds.datafile import DataFile
 from mmds.dtypes import LOGICAL, as_array
-from mmds.errors import SampleError, SchemaError, SourceError, printable
+from mmds.errors import FormatError, SampleError, SchemaError, SourceError, printable
 from mmds.fields import Array, Bytes, Kind, Label, Misfit, Scalar, Text, describe
 from mmds.infer import infer
-from mmds.manifest import Manifest, Shard, describe_shard, locked, open_listed, publish_manifest
-from mmds.mapped import MappedFile
-from mmds.publish import storage_errors
+from mmds.manifest import Manifest, Shard, describe_shard, locked, open_listed, publish_manifest, read_manifest
+from mmds.publish import storage_errors, sync_folder
 from mmds.schema import Schema
 from mmds.shards import Shards
 from mmds.sidecar import Joined, join, open_folder
@@ -67,11 +67,13 @@ def add_column(
         Schema({**fields, name: kind})  # SchemaError if there is none
         manifest, place = _manifest(shards), _place(sidecars, name, where)
         relative = _free_name(manifest, name)
-        _write(folder / relative, name, kind, values, manifest.n, where)
-        entry = describe_shard(folder / relative, relative)
-        open_listed(folder, entry)
         before, after = manifest.columns[: place.start], manifest.columns[place.stop :]
-        _publish(folder, manifest, (*before, entry, *after))
+        with _removed_on_error(folder, relative):
+            _write(folder / relative, name, kind, values, manifest.n, where)
+            with storage_errors(folder / relative):
+                entry = describe_shard(folder / relative, relative)
+                open_listed(folder, entry)
+            _publish(folder, manifest, (*before, entry, *after))
 
 
 def drop_column(path: str | os.PathLike[str], name: str) -> None:
@@ -114,7 +116,7 @@ def read_values(path: Path, classes: Sequence[str] | None = None) -> tuple[Any, 
 
 
 @contextmanager
-def _changing(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Shards, Sequence[MappedFile]]]:
+def _changing(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Shards, Sequence[DataFile]]]:
     folder = Path(path)
     if not folder.is_dir():
         folder.stat()  # FileNotFoundError
@@ -128,12 +130,25 @@ def _changing(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Shards, Sequ
         yield (folder, store.shards, store.sidecars) if isinstance(store, Joined) else (folder, store, ())
 
 
+@contextmanager
+def _removed_on_error(folder: Path, relative: str) -> Iterator[None]:
+    """Remove a sidecar, and a folder for none, after an error; one that the manifest lists has been added all the same."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError, FormatError):
+            if relative not in {shard.path for shard in read_manifest(folder).columns}:
+                (folder / relative).unlink(missing_ok=True)
+                (folder / FOLDER).rmdir()
+        raise
+
+
 def _manifest(shards: Shards) -> Manifest:
     assert shards.manifest is not None
     return shards.manifest
 
 
-def _place(sidecars: Sequence[MappedFile], name: str, where: str) -> range:
+def _place(sidecars: Sequence[DataFile], name: str, where: str) -> range:
     """Return which sidecar holds the column `name`: one number, or none at the end."""
     for number, sidecar in enumerate(sidecars):
         if name in sidecar.schema.structure:
@@ -191,7 +206,10 @@ def _is_array(values: Any) -> bool:
 
 
 def _write(path: Path, name: str, kind: Kind, values: Iterable[Any], n: int, where: str) -> None:
-    path.parent.mkdir(exist_ok=True)
+    with storage_errors(path):
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            sync_folder(path.parent.parent)
     with Writer(path, {name: kind}, overwrite=True) as writer:  # what is there is not listed
         for batch in _batches(values):
             writer.write_batch({name: batch})

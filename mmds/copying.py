@@ -16,8 +16,9 @@ import numpy as np
 
 from mmds.blocks import BlockStream
 from mmds.fields import Fixed
+from mmds.filebytes import FileBytes, reading
 from mmds.publish import Draft
-from mmds.stored import RawFile, Spans, Stored, StoredDataset, reading
+from mmds.stored import Spans, Stored, StoredDataset
 from mmds.writer import Writer
 
 NdArray = np.ndarray[Any, Any]
@@ -179,7 +180,7 @@ def copy_payload(stored: Stored, spans: Spans, numbers: NdArray, targets: NdArra
                     stream.write(_joined(file, moves[low:high], stream.position))
 
 
-def _joined(file: RawFile, moves: list[tuple[int, int, int]], position: int) -> bytes:
+def _joined(file: FileBytes, moves: list[tuple[int, int, int]], position: int) -> bytes:
     """Return what moves from a file that lie near each other put into a stream from `position` on: one read for all of them."""
     low, high = moves[0][0], moves[-1][1]
     data = memoryview(file.read(low, high - low))

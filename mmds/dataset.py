@@ -19,6 +19,7 @@ except ImportError:
 from mmds.collate import Batch, Samples, TensorBatch, collate_rows
 from mmds.fields import Array, Label
 from mmds.leaves import FORMATS, Leaf, MadeLeaf
+from mmds.openfile import reading_of
 from mmds.opening import Source, located
 from mmds.opening import open as open_reader
 from mmds.ragged import Ragged, check_ragged
@@ -33,7 +34,7 @@ class _Handle:
 
     def __init__(self, dataset: MemoryMappedDataset) -> None:
         self.pid = os.getpid()
-        self.reader: Reader = open_reader(dataset._source, fields=dataset._fields, in_memory=dataset._in_memory)
+        self.reader: Reader = open_reader(dataset._source, fields=dataset._fields, **dataset._reading)
         self.rows = range(len(self.reader)) if dataset._rows is None else dataset._rows
         self.writable = dataset._transforms
         self.leaves = [
@@ -67,14 +68,17 @@ class MemoryMappedDataset(Dataset[Any]):
 
         in_memory: whether each process reads the whole file into memory of its own instead of mapping it. For hunting leaks:
             what a process takes is then all its own, and nothing else changes. Only ``.mmds`` files.
+        verify: "read" compares every block of 1 MiB to its hash when a process first reads from it; damage, a failing disk and
+            a file that is cut short are errors then, never a signal. docs/reliability.md has what it costs. Only ``.mmds``
+            files.
 
     The transforms may be assigned later; `decode`, `format` and `ragged` may not.
 
     Scalars and labels are Python numbers. Default collation makes of a batch what it would make of its samples, but with
     one gather per field of fixed shape. Raises `ChangedError` when a process reopens a file that was replaced.
 
-    The file must not be truncated while it is in use: the kernel answers that with SIGBUS. Replacing it by rename, as
-    mmds does, is safe.
+    Without ``verify="read"``, the file must not be truncated while it is in use: the kernel answers that with SIGBUS.
+    Replacing it by rename, as mmds does, is safe.
     """
 
     def __init__(
@@ -88,8 +92,10 @@ class MemoryMappedDataset(Dataset[Any]):
         format: str = "torch",
         ragged: Ragged = "list",
         in_memory: bool = False,
+        verify: str = "off",
     ) -> None:
         check_ragged(ragged)
+        reading_of(in_memory, verify)
         if format not in FORMATS:
             raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
         self._source = located(path)
@@ -98,7 +104,7 @@ class MemoryMappedDataset(Dataset[Any]):
         self._decode = decode
         self._format = format
         self._ragged = ragged
-        self._in_memory = in_memory
+        self._reading: dict[str, Any] = {"in_memory": in_memory, "verify": verify}
         self._fields = fields
         self._rows: range | None = None  # of a slice
         self._content_id: str | None = None

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmds.blocks import block_hash
-from mmds.errors import FormatError, SchemaError, printable
-from mmds.format import BLOCK, DATA_START, KEY_ROLES, Section, constant_layout, schema_id
-from mmds.items import section_array
+from mmds.damage import Damage as Damage
+from mmds.damage import affected
+from mmds.datafile import DataFile
+from mmds.errors import FormatError, SchemaError, StorageError, printable
+from mmds.format import BLOCK, schema_id
 from mmds.manifest import NAME, Manifest, open_listed
-from mmds.mapped import MappedFile
+from mmds.openfile import open_file
 from mmds.opening import Source, matches
 from mmds.rules import broken_rules
 from mmds.sidecar import folder_manifest, open_folder
@@ -32,29 +32,6 @@ Progress = Callable[[int, int], None]
 
 SPAN = 64  # blocks that one task hashes
 MAX_BROKEN_RULES, MAX_STRAYS = 1000, 10  # of one file, of a folder: a report is for people
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One thing that is wrong, and the samples (a half-open range of numbers) and fields that it can affect."""
-
-    reason: str
-    samples: tuple[int, int] | None = None
-    fields: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        text = self.reason
-        if self.samples is not None:
-            first, last = self.samples[0], self.samples[1] - 1
-            text += f": sample {first}" if first == last else f": samples {first} to {last}"
-        if self.fields:
-            text += f", field{'s' * (len(self.fields) > 1)} {printable(', '.join(self.fields), 1000)}"
-        return text
-
-    def within(self, name: str, start: int) -> Damage:
-        """Return this damage of a file as one of a dataset in which the file's samples begin at `start`."""
-        samples = None if self.samples is None else (self.samples[0] + start, self.samples[1] + start)
-        return Damage(name + self.reason, samples, self.fields)
 
 
 @dataclass(frozen=True)
@@ -98,7 +75,7 @@ def _verify_files(paths: list[str], check: _Check) -> Verification:
     for path, size in zip(paths, sizes, strict=True):
         name = f"{printable(path)}{'' if numbered else ', counted from its start'}: " if several else ""
         try:
-            file = MappedFile(path)
+            file = open_file(path, "positioned")
         except FormatError as error:
             damages.append(Damage(str(error)))
             numbered = False
@@ -124,7 +101,7 @@ def _verify_folder(folder: str | os.PathLike[str], check: _Check) -> Verificatio
     starts = [*accumulate((shard.n for shard in manifest.shards), initial=0)][:-1] + [0] * len(manifest.columns)
     for number, (entry, start) in enumerate(zip((*manifest.shards, *manifest.columns), starts, strict=True)):
         try:
-            file = open_listed(folder, entry)
+            file = open_listed(folder, entry, "positioned")
             if number < len(manifest.shards) and schema_id(file.schema).hex() != manifest.schema_id:
                 raise FormatError(f"{printable(file.path)}: has other fields than {NAME} says")
         except FormatError as error:
@@ -134,7 +111,7 @@ def _verify_folder(folder: str | os.PathLike[str], check: _Check) -> Verificatio
         check.finish(entry.bytes)
     if not damages:
         try:
-            open_folder(folder)
+            open_folder(folder, "positioned")
         except (FormatError, SchemaError) as error:  # each file is whole, but they do not go together
             damages.append(Damage(str(error)))
     return Verification(os.fspath(folder), manifest.n, check.total, tuple(damages), _notes(Path(folder), manifest))
@@ -157,13 +134,13 @@ class _Check:
         self.done, self.total = 0, 0  # bytes
         self._num_workers, self._progress = num_workers, progress
 
-    def file(self, file: MappedFile) -> list[Damage]:
+    def file(self, file: DataFile) -> list[Damage]:
         """Return what of an open file is damaged."""
-        hashes = section_array(file.view, file.footer.sections[-1])
+        hashes = file.array(file.footer.sections[-1])[:]
         if hashlib.sha256(hashes.data).hexdigest() != file.footer.root:
             return [Damage("the block hashes differ from their sha256 in the footer, so no block can be checked")]
         bad = dict(_bad_blocks(file, hashes, self._num_workers, self._report))
-        damages = [damage for block, reason in bad.items() for damage in _affected(file, block, reason, bad)]
+        damages = [damage for block, reason in bad.items() for damage in affected(file, block, reason, bad)]
         return damages or [
             Damage(rule.reason, (rule.sample, rule.sample + 1), (rule.field,))
             for rule in islice(broken_rules(file), MAX_BROKEN_RULES)
@@ -179,83 +156,24 @@ class _Check:
             self._progress(min(self.done + done, self.total), self.total)
 
 
-def _bad_blocks(
-    file: MappedFile, hashes: Any, num_workers: int, progress: Progress | None
-) -> Iterator[tuple[int, str]]:
+def _bad_blocks(file: DataFile, hashes: Any, num_workers: int, progress: Progress | None) -> Iterator[tuple[int, str]]:
     """Yield the number of each bad block, and what is wrong with it."""
     covers = file.footer.sections[-1].offset
-    fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+    read: Callable[[int, int], bytes] = file.view.read
 
     def check(first: int) -> list[tuple[int, str]]:
         bad = []
         for block in range(first, min(first + SPAN, len(hashes))):
             start = block * BLOCK
             try:
-                if block_hash(os.pread(fd, min(BLOCK, covers - start), start)) != hashes[block]:
+                if block_hash(read(start, min(BLOCK, covers - start))) != hashes[block]:
                     bad.append((block, "differs from its hash"))
-            except OSError as error:
-                bad.append((block, f"cannot be read ({error.strerror})"))
+            except StorageError as error:
+                bad.append((block, f"cannot be read ({os.strerror(error.errno or 0)})"))
         return bad
 
-    try:
-        with ThreadPoolExecutor(num_workers) as pool:
-            for number, bad in enumerate(pool.map(check, range(0, len(hashes), SPAN)), start=1):
-                yield from bad
-                if progress is not None:
-                    progress(min(number * SPAN * BLOCK, covers), covers)
-    finally:
-        os.close(fd)
-
-
-def _affected(file: MappedFile, block: int, reason: str, bad: Iterable[int]) -> Iterator[Damage]:
-    """Yield what a bad block holds: a part of the header, samples of the data, rows of the index."""
-    footer = file.footer
-    start, end = block * BLOCK, min((block + 1) * BLOCK, footer.sections[-1].offset)
-    where = f"block {block} (bytes {start} to {end}) {reason}"
-    known = False
-    if start < footer.data_end and end > DATA_START and footer.schema.payload:
-        known = True
-        yield _affected_data(file, where, max(start, DATA_START), min(end, footer.data_end), bad)
-    for section in footer.sections[:-1]:
-        first, last = max(start, section.data), min(end, section.end)
-        if first < last:
-            known = True
-            yield _affected_rows(file, where, section, first - section.data, last - section.data)
-    if not known:
-        yield Damage(f"{where}; it holds only headers and padding")
-
-
-def _affected_data(file: MappedFile, where: str, start: int, end: int, bad: Iterable[int]) -> Damage:
-    payload = [file.footer.schema.fields[position].name for position in file.footer.schema.payload]
-    constant = constant_layout(file.footer.schema)
-    if constant is not None and constant[0]:
-        stride = constant[0]
-        samples = ((start - DATA_START) // stride, -(-(end - DATA_START) // stride))
-        return Damage(where, samples, tuple(payload))
-    section = file.footer.section("ends")
-    if any(section.data // BLOCK <= other <= (section.end - 1) // BLOCK for other in bad):
-        return Damage(f"{where}, and so does the index of the data", (0, file.footer.n), tuple(payload))
-    ends = section_array(file.view, section)
-    first = max(int(np.searchsorted(ends, start, "right")) - 1, 0)
-    last = max(int(np.searchsorted(ends, end, "left")), first + 1)  # one past the last item
-    samples = (first // len(payload), -(-last // len(payload)))
-    hit = {payload[item % len(payload)] for item in range(first, min(last, first + len(payload)))}
-    return Damage(where, samples, tuple(name for name in payload if name in hit))
-
-
-def _affected_rows(file: MappedFile, where: str, section: Section, start: int, end: int) -> Damage:
-    schema, n = file.footer.schema, file.footer.n
-    if section.field is None and not schema.payload:
-        return Damage(f"{where} in the index of no data")
-    if section.field is None:
-        size = 8 * len(schema.payload)  # one more end than items: the last belongs to the last sample
-        fields = tuple(schema.fields[position].name for position in schema.payload)
-        return Damage(
-            f"{where} in the index", (min(start // size, n - 1) if size else 0, min(-(-end // size), n)), fields
-        )
-    name = (schema.fields[section.field].name,)
-    if section.role in ("values", "dictionary", *KEY_ROLES):
-        part = "index of keys" if section.role in KEY_ROLES else section.role
-        return Damage(f"{where} in the {part}", (0, n), name)
-    size = section.nbytes // section.shape[0]
-    return Damage(f"{where} in the index", (min(start // size, n - 1), min(-(-end // size), n)), name)
+    with ThreadPoolExecutor(num_workers) as pool:
+        for number, bad in enumerate(pool.map(check, range(0, len(hashes), SPAN)), start=1):
+            yield from bad
+            if progress is not None:
+                progress(min(number * SPAN * BLOCK, covers), covers)

@@ -14,6 +14,7 @@ import math
 import mmap
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -88,7 +89,8 @@ class VariableItems:
         is_compressed: bool = False,
     ) -> None:
         self._view, self._ends, self._decode = view, ends, decode
-        self._pairs = ends.view(np.uint8).data  # for struct, which reads two numbers faster than numpy reads one
+        if isinstance(ends, np.ndarray):
+            self._pairs = ends.view(np.uint8).data  # for struct, which reads two numbers faster than numpy reads one
         self.describe, self._is_compressed = describe, is_compressed
         self._first, self._step, self._align = first, step, align
         self._size, self._pad, self._mask = len(view), align - 1, -align
@@ -105,10 +107,15 @@ class VariableItems:
     def span(self, index: int) -> tuple[int, int]:
         """Return where the value of a sample begins and ends in the view; `FormatError` if that is outside."""
         start, stop = _two_ends(self._pairs, 8 * (index * self._step + self._first))
-        start = (start + self._pad) & self._mask
+        return self._checked(index, (start + self._pad) & self._mask, stop)
+
+    def _checked(self, index: int, start: int, stop: int) -> tuple[int, int]:
         if not start <= stop <= self._size:
             raise FormatError(f"{self.describe(index)}: bytes {start} to {stop} of {self._size}; run mmds verify")
         return start, stop
+
+    def _undecodable(self, index: int, error: Exception) -> FormatError:
+        return FormatError(f"{self.describe(index)}: {printable(error)}; run mmds verify")
 
     def raw(self, index: int) -> memoryview:
         """Return the bytes of the value of a sample as they are in the file; `FormatError` if they are outside."""
@@ -124,7 +131,7 @@ class VariableItems:
         try:
             return self._decode(self._view, start, stop, index)
         except (ValueError, struct.error) as error:
-            raise FormatError(f"{self.describe(index)}: {printable(error)}; run mmds verify") from None
+            raise self._undecodable(index, error) from None
 
     def value_spans(self, indices: NdArray, size: int = 1) -> tuple[NdArray, NdArray] | None:
         """Return where the bytes of the values of samples `indices` begin and end in the view.
@@ -139,7 +146,9 @@ class VariableItems:
         None if any of that is outside, or one of them is no multiple of `size` bytes.
         """
         k = indices * self._step + self._first
-        starts, stops = self._ends[k], self._ends[k + 1]
+        return self._checked_spans(self._ends[k], self._ends[k + 1], size)
+
+    def _checked_spans(self, starts: NdArray, stops: NdArray, size: int) -> tuple[NdArray, NdArray] | None:
         outside = (starts > stops) | (stops > self._size)
         if self._align > 1:
             starts = (starts + np.uint64(self._pad)) & ~np.uint64(self._pad)
@@ -158,7 +167,7 @@ class VariableItems:
             try:
                 values.append(decode(view, start, stop, index))
             except (ValueError, struct.error) as error:
-                raise FormatError(f"{self.describe(index)}: {printable(error)}; run mmds verify") from None
+                raise self._undecodable(index, error) from None
         return values
 
     def jagged(
@@ -247,23 +256,50 @@ class NullableItems:
         self.items.locate(indices, tell)
 
 
-def open_items(view: memoryview, footer: Footer, position: int, path: str) -> MappedItems:
-    """Return the values of field `position` of the mapped file `view`."""
+def _strided(view: memoryview, footer: Footer, kind: Array, offset: int, stride: int) -> NdArray:
+    shape = tuple(size for size in kind.shape if size is not None)
+    if not footer.n:  # the first item would begin behind the file
+        return np.frombuffer(view[:0], kind.stored).reshape(0, *shape)
+    inner = [kind.stored.itemsize]
+    for size in reversed(shape[1:]):
+        inner.insert(0, inner[0] * size)
+    return np.ndarray((footer.n, *shape), kind.stored, view, DATA_START + offset, (stride, *inner[: len(shape)]))
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the values of a file are read: by these functions of its bytes, and these classes."""
+
+    part: Callable[[Any, int, int], Any]
+    section: Callable[[Any, Section], Any]
+    strided: Callable[[Any, Footer, Array, int, int], Any]
+    fixed: Callable[[Any, Fixed], MappedItems]
+    variable: Callable[..., MappedItems]
+    scattered: Callable[..., MappedItems]
+
+
+MAPPED = Access(
+    lambda view, start, stop: view[start:stop], section_array, _strided, FixedItems, VariableItems, ScatteredItems
+)
+
+
+def open_items(view: Any, footer: Footer, position: int, path: str, access: Access = MAPPED) -> MappedItems:
+    """Return the values of field `position` of a file whose bytes are `view`: a memoryview, or what `access` is for."""
     field = footer.schema.fields[position]
     kind = field.kind
     describe = _Describe(path, field.name)
+    section = partial(access.section, view)
     items: MappedItems
     if isinstance(kind, Fixed) and kind.is_column:
-        items = FixedItems(section_array(view, footer.section("column", position)), kind)
+        items = access.fixed(section(footer.section("column", position)), kind)
     elif not field.is_payload:
         values = footer.section("values", position)
-        ends = section_array(view, footer.section("value_ends", position))
-        column = view[values.data : values.end]
-        items = VariableItems(column, ends, _decoder(kind), describe=describe)
+        ends = section(footer.section("value_ends", position))
+        items = access.variable(access.part(view, values.data, values.end), ends, _decoder(kind), describe=describe)
     elif (constant := footer.constant) is not None:
         assert isinstance(kind, Array)
         offset = constant[1][footer.schema.payload_numbers[position]]
-        items = FixedItems(_strided(view, footer, kind, offset, constant[0]), kind)
+        items = access.fixed(access.strided(view, footer, kind, offset, constant[0]), kind)
     else:
         where: dict[str, Any] = {
             "describe": describe,
@@ -271,20 +307,22 @@ def open_items(view: memoryview, footer: Footer, position: int, path: str) -> Ma
             "step": len(footer.schema.payload),
             "align": field.align,
         }
-        data, ends = view[: footer.data_end], section_array(view, footer.section("ends"))
+        data, ends = access.part(view, 0, footer.data_end), section(footer.section("ends"))
         if isinstance(kind, Array):
-            decode = _array_decoder(view, footer, position)
+            shapes = section(footer.section("shape", position)) if kind.unknown > 1 else None
+            decode = _array_decoder(kind, shapes)
         else:
-            decode = _decoder(kind, None if field.is_compressed else view.obj)  # type: ignore[arg-type]
+            shapes, mapped = None, isinstance(view, memoryview) and not field.is_compressed
+            decode = _decoder(kind, view.obj if mapped else None)
         if field.is_compressed:
             where["is_compressed"] = True
-            decode = _decompressing(decode, view, footer, position)
+            decode = _decompressing(decode, view, footer, position, shapes)
         if not isinstance(kind, Array) or kind.unknown or kind.nullable:
-            items = VariableItems(data, ends, decode, **where)
+            items = access.variable(data, ends, decode, **where)
         else:
-            items = ScatteredItems(kind, data, ends, decode, **where)
+            items = access.scattered(kind, data, ends, decode, **where)
     if kind.nullable:
-        return NullableItems(items, section_array(view, footer.section("valid", position)))
+        return NullableItems(items, section(footer.section("valid", position)))
     return items
 
 
@@ -298,15 +336,13 @@ def _decoder(kind: Kind, mapped: mmap.mmap | None = None) -> Decode:
     return lambda view, start, stop, _: decode(view[start:stop])
 
 
-def _decompressing(decode: Decode, view: memoryview, footer: Footer, position: int) -> Decode:
+def _decompressing(decode: Decode, view: Any, footer: Footer, position: int, shapes: NdArray | None) -> Decode:
     """Return `decode` for values that are compressed: arrays lie in memory of their own then, read-only all the same."""
     kind = footer.schema.fields[position].kind
     dictionary = footer.section("dictionary", position)
     decompress = Decompressor(view[dictionary.data : dictionary.end])
-    if isinstance(kind, Array) and kind.unknown > 1:
-        size_of: Callable[[int], int | None] = partial(
-            _size_by_shape, kind, section_array(view, footer.section("shape", position))
-        )
+    if isinstance(kind, Array) and shapes is not None:
+        size_of: Callable[[int], int | None] = partial(_size_by_shape, kind, shapes)
     else:
         known = kind.nbytes if isinstance(kind, Array) else None
         size_of = lambda index: known  # noqa: E731
@@ -334,28 +370,15 @@ class _Describe:
         return f"{printable(self._path)}: sample {index}, field '{printable(self._field)}'"
 
 
-def _strided(view: memoryview, footer: Footer, kind: Array, offset: int, stride: int) -> NdArray:
-    shape = tuple(size for size in kind.shape if size is not None)
-    if not footer.n:  # the first item would begin behind the file
-        return np.frombuffer(view[:0], kind.stored).reshape(0, *shape)
-    inner = [kind.stored.itemsize]
-    for size in reversed(shape[1:]):
-        inner.insert(0, inner[0] * size)
-    return np.ndarray((footer.n, *shape), kind.stored, view, DATA_START + offset, (stride, *inner[: len(shape)]))
-
-
-def _array_decoder(view: memoryview, footer: Footer, position: int) -> Decode:
+def _array_decoder(kind: Array, shapes: NdArray | None) -> Decode:
     """Return the function that turns an item's bytes into an array, after checking them against the shape."""
-    kind = footer.schema.fields[position].kind
-    assert isinstance(kind, Array)
     dtype, size, shape = (
         kind.stored,
         kind.stored.itemsize,
         cast("tuple[int, ...]", kind.shape),
     )  # of which some are None
     row = math.prod(known for known in shape if known is not None) * size
-    if kind.unknown > 1:
-        shapes = section_array(view, footer.section("shape", position))
+    if shapes is not None:
 
         def decode(view: memoryview, start: int, stop: int, index: int) -> NdArray:
             sizes = iter(shapes[index].tolist())

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from mmds.errors import SampleError
 from mmds.gather import empty
 
 NdArray = np.ndarray[Any, Any]
+
+FREE_PADDING, MAX_PADDING = 2**20, 256  # bytes, times the largest value: what an array is padded to at most
+MAX_ARRAY = 2**63  # what numpy's sizes are below
 
 
 class Jagged(Sequence[Any]):
@@ -104,8 +109,19 @@ def join(values: Sequence[NdArray]) -> Jagged:
 
 
 def pad(values: Sequence[NdArray], fill: Any = 0) -> NdArray:
-    """Return arrays of one rank, at least one, as one array of the largest size in every dimension, filled with `fill`."""
+    """Return arrays of one rank, at least one, as one array of the largest size in every dimension, filled with `fill`.
+
+    `SampleError` where that is next to nothing but filling: (1, 1000000) and (1000000, 1) would take a terabyte each.
+    """
     largest = tuple(max(sizes) for sizes in zip(*(value.shape for value in values), strict=True))
+    stored, itemsize = max(value.nbytes for value in values), values[0].itemsize
+    if math.prod(largest) * itemsize > max(FREE_PADDING, stored * MAX_PADDING) or (
+        math.prod(size or 1 for size in largest) * itemsize * len(values) >= MAX_ARRAY
+    ):
+        raise SampleError(
+            f"{len(values)} arrays of at most {stored} bytes would be padded to the shape {largest} each; "
+            "expected shapes that resemble each other. Read them as a list"
+        )
     batch = empty((len(values), *largest), values[0].dtype)
     batch[...] = fill
     for row, value in zip(batch, values, strict=True):

@@ -7,6 +7,7 @@ wrong meanwhile. The file goes when the manifest is there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,8 @@ class Journal:
         """Let go of the file. Calling it again does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            with contextlib.suppress(OSError):  # every line was synced when it was written
+                os.close(fd)
 
     def _append(self, line: dict[str, Any]) -> None:
         data = memoryview(json.dumps(line).encode() + b"\n")  # ASCII only: names need not be Unicode
@@ -83,7 +85,7 @@ class Journal:
             os.fsync(self._fd)
 
     def _read(self) -> None:
-        with self.path.open("rb") as file:
+        with storage_errors(self.path), self.path.open("rb") as file:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]  # the last line may have been cut by a crash
         if len(whole) < len(data):

@@ -89,7 +89,7 @@ class KeyIndex:
     def find(self, data: bytes) -> Iterator[int]:
         """Yield the samples whose key is `data`, in order; `FormatError` where the index does not match the keys."""
         hashed = np.uint64(key_hash(data))
-        for entry in range(int(np.searchsorted(self._hashes, hashed)), len(self._hashes)):
+        for entry in range(int(self._hashes.searchsorted(hashed)), len(self._hashes)):
             if self._hashes[entry] != hashed:
                 return
             row = self._rows.item(entry)

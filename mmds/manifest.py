@@ -45,9 +45,10 @@ from pathlib import Path
 from typing import Any
 
 from mmds import canonical
+from mmds.datafile import DataFile
 from mmds.errors import FormatError, StorageError, VersionError, printable
 from mmds.format import MIN_FILE
-from mmds.mapped import MappedFile
+from mmds.openfile import Reading, open_file
 from mmds.publish import Draft
 
 NAME = "dataset.json"
@@ -135,18 +136,18 @@ def publish_manifest(folder: str | os.PathLike[str], manifest: Manifest, *, over
 
 def describe_shard(path: str | os.PathLike[str], relative: str) -> Shard:
     """Return the entry of an ``.mmds`` file that lies at `relative` in its folder."""
-    file = MappedFile(path)
+    file = open_file(path)
     return Shard(relative, file.n, file.footer.file_length, file.content_id)
 
 
-def open_listed(folder: str | os.PathLike[str], entry: Shard, *, in_memory: bool = False) -> MappedFile:
+def open_listed(folder: str | os.PathLike[str], entry: Shard, reading: Reading = "mapped") -> DataFile:
     """Open a file of the folder; `FormatError` where it is not the one that the manifest lists."""
-    path = os.path.join(folder, entry.path)  # noqa: PTH118 (as all paths that MappedFile keeps)
+    path = os.path.join(folder, entry.path)  # noqa: PTH118 (as all paths that DataFile keeps)
     real, root = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath([real, root]) != root:
         raise FormatError(f"{printable(path)}: leads out of the folder, to {printable(real)}")
     try:
-        file = MappedFile(path, in_memory=in_memory)
+        file = open_file(path, reading)
     except FileNotFoundError:
         raise FormatError(f"{printable(path)}: missing, but {NAME} lists it") from None
     for what, found, expected in (

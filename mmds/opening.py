@@ -10,7 +10,7 @@ from typing import Any
 
 from mmds.converters.stores import find_store
 from mmds.errors import FormatError, SourceError, printable
-from mmds.mapped import MappedFile
+from mmds.openfile import Reading, open_file, reading_of
 from mmds.reader import Reader
 from mmds.shards import Shards
 from mmds.sidecar import open_folder
@@ -38,7 +38,7 @@ def matches(pattern: str | os.PathLike[str]) -> list[str]:
     return sorted(glob.glob(os.fspath(pattern))) if glob.has_magic(os.fspath(pattern)) else []  # noqa: PTH207 (absolute patterns)
 
 
-def open_store(path: Source, format: str | None = None, *, in_memory: bool = False) -> Store:
+def open_store(path: Source, format: str | None = None, reading: Reading = "mapped") -> Store:
     """Return the open store at `path`: the one called `format`, or the one that its suffix or content shows.
 
     What no other store claims is taken for an ``.mmds`` file, or a folder of them, whose errors say what it is not. A
@@ -55,7 +55,7 @@ def open_store(path: Source, format: str | None = None, *, in_memory: bool = Fal
         if format not in (None, "mmds"):
             raise SourceError(f"format='{printable(format)}': several files can be read as one if they are .mmds files")
         try:
-            return Shards(paths, in_memory=in_memory)
+            return Shards(paths, reading=reading)
         except FormatError:
             for each in paths:
                 if os.path.isdir(each):  # noqa: PTH112 (takes both kinds of path)
@@ -65,13 +65,16 @@ def open_store(path: Source, format: str | None = None, *, in_memory: bool = Fal
     assert isinstance(path, (str, os.PathLike))
     found = None if format == "mmds" else find_store(path, format)
     if found is None:
-        return (open_folder if os.path.isdir(path) else MappedFile)(path, in_memory=in_memory)  # noqa: PTH112
-    if in_memory:
-        raise SourceError(f"{printable(path)}: in_memory=True is for .mmds files, and this is {found.name}; convert it")
+        return (open_folder if os.path.isdir(path) else open_file)(path, reading)  # noqa: PTH112
+    if reading != "mapped":
+        option = "in_memory=True" if reading == "in memory" else "verify='read'"
+        raise SourceError(f"{printable(path)}: {option} is for .mmds files, and this is {found.name}; convert it")
     return found.open(os.fspath(path))
 
 
-def open(path: Source, *, fields: Any = None, format: str | None = None, in_memory: bool = False) -> Reader:
+def open(
+    path: Source, *, fields: Any = None, format: str | None = None, in_memory: bool = False, verify: str = "off"
+) -> Reader:
     """Open a dataset for reading: an ``.mmds`` file, which costs the same for ten samples as for a billion, or a store.
 
     Several ``.mmds`` files with the same fields, given as a list or as a pattern, are read as one dataset, one after the
@@ -80,9 +83,14 @@ def open(path: Source, *, fields: Any = None, format: str | None = None, in_memo
 
     `fields` selects: a list of names, or a structure of names that samples shall have (a tuple gives tuples). `format`
     names the store ("hdf5", "lmdb", "zarr", ...) where its suffix or content does not show it. `in_memory` reads an ``.mmds``
-    file into private memory instead of mapping it. Raises `FormatError` if
-    the file is not a whole dataset, `VersionError` if it needs a newer mmds, `MissingDependencyError` with the install
-    command if its library is not installed, `FileNotFoundError`.
+    file into private memory instead of mapping it.
+
+    ``verify="read"`` compares every block of 1 MiB to its hash when this process first reads from it, and reads by position
+    instead of through a map: damage is a `FormatError` that names block, samples and fields, a failing disk a `StorageError`,
+    a file that was cut short a `ChangedError`, and none of them a signal. Arrays are copies then, and `flat` is not there.
+
+    Raises `FormatError` if the file is not a whole dataset, `VersionError` if it needs a newer mmds,
+    `MissingDependencyError` with the install command if its library is not installed, `FileNotFoundError`.
     """
-    store = open_store(path, format, in_memory=in_memory)
+    store = open_store(path, format, reading_of(in_memory, verify))
     return Reader(store, range(store.n), fields)

@@ -140,8 +140,10 @@ def _parse_footer(text: bytes, content_id: str, file_length: int) -> Footer:
         if set(footer) != {"fields", "n", "data", "sections", "blocks", "metadata"}:
             raise FormatError(f"keys {printable(sorted(footer))}")
         n, data, blocks, metadata = footer["n"], footer["data"], footer["blocks"], footer["metadata"]
-        if type(n) is not int or n < 0 or not isinstance(metadata, dict):
-            raise FormatError("n must be a whole number and metadata an object")
+        if type(n) is not int or n < 0:
+            raise FormatError(f"n must be a whole number, got {printable(n)}")
+        if not isinstance(metadata, dict):
+            raise FormatError(f"metadata must be an object, got {printable(metadata)}")
         if (
             canonical.dump(data) != canonical.dump([DATA_START, int(data[1])])
             or not DATA_START <= data[1] < file_length

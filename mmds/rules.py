@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from mmds.datafile import DataFile
 from mmds.errors import FormatError
 from mmds.fields import Array, Fixed, Json, Kind, Label, Text
-from mmds.items import section_array
-from mmds.mapped import MappedFile
 
 NdArray = np.ndarray[Any, Any]
 
 CHUNK = 2**18  # samples that are looked at together
+DECODED = 2**8  # samples that are decoded together
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class BrokenRule:
     field: str
 
 
-def broken_rules(file: MappedFile) -> Iterator[BrokenRule]:
+def broken_rules(file: DataFile) -> Iterator[BrokenRule]:
     """Yield every broken rule of a file that `parse` accepts, field by field."""
     for position, field in enumerate(file.footer.schema.fields):
         for start in range(0, file.footer.n, CHUNK):
@@ -43,38 +43,43 @@ def broken_rules(file: MappedFile) -> Iterator[BrokenRule]:
                 yield BrokenRule(reason, row, field.name)
 
 
-def _undecodable(file: MappedFile, position: int, name: str) -> Iterator[BrokenRule]:
-    get = file.items[position].get
-    for row in range(file.footer.n):
+def _undecodable(file: DataFile, position: int, name: str) -> Iterator[BrokenRule]:
+    items = file.items[position]
+    for start in range(0, file.footer.n, DECODED):
+        rows = np.arange(start, min(start + DECODED, file.footer.n))
         try:
-            get(row)
+            items.gather(rows)
         except FormatError:
-            yield BrokenRule(f"not valid {file.footer.schema.fields[position].kind.name}", row, name)
+            for row in rows.tolist():
+                try:
+                    items.get(row)
+                except FormatError:
+                    yield BrokenRule(f"not valid {file.footer.schema.fields[position].kind.name}", row, name)
 
 
-def _check_field(file: MappedFile, position: int, rows: slice) -> Iterator[tuple[NdArray, str]]:
+def _check_field(file: DataFile, position: int, rows: slice) -> Iterator[tuple[NdArray, str]]:
     """Yield, for some rows, a mask of those that break a rule, and the rule."""
     footer = file.footer
     field = footer.schema.fields[position]
     kind = field.kind
     valid = np.ones(rows.stop - rows.start, bool)
     if kind.nullable:
-        marks = section_array(file.view, footer.section("valid", position))[rows]
+        marks = file.array(footer.section("valid", position))[rows]
         yield marks > 1, "the validity byte is neither 0 nor 1"
         valid = marks == 1
     if isinstance(kind, Fixed) and kind.is_column:
-        yield from _check_column(kind, section_array(file.view, footer.section("column", position))[rows], valid)
+        yield from _check_column(kind, file.array(footer.section("column", position))[rows], valid)
         return
     if field.is_payload:
-        ends = section_array(file.view, footer.section("ends"))
+        ends = file.array(footer.section("ends"))
         first, step = footer.schema.payload.index(position), len(footer.schema.payload)
         base, align, limit = 0, field.align, footer.data_end
     else:
-        ends = section_array(file.view, footer.section("value_ends", position))
+        ends = file.array(footer.section("value_ends", position))
         values = footer.section("values", position)
         first, step, base, align, limit = 0, 1, values.data, 1, values.shape[0]
     items = slice(rows.start * step + first, (rows.stop - 1) * step + first + 1, step)
-    before, after = ends[items], ends[items.start + 1 :: step][: len(valid)]
+    before, after = ends[items], ends[items.start + 1 : items.stop + 1 : step]
     starts = -(-before.astype(np.int64) // align) * align
     lengths = after.astype(np.int64) - starts
     disordered = (before > after) | (after > limit) | (lengths < 0)
@@ -100,11 +105,11 @@ def _check_column(kind: Kind, column: NdArray, valid: NdArray) -> Iterator[tuple
         yield np.asarray((flat.view(np.uint8) > 1).any(axis=1)), "a bool is neither 0 nor 1"
 
 
-def _lengths_fit(file: MappedFile, position: int, kind: Array, lengths: NdArray, rows: slice) -> NdArray:
+def _lengths_fit(file: DataFile, position: int, kind: Array, lengths: NdArray, rows: slice) -> NdArray:
     known = math.prod(size for size in kind.shape if size is not None) * kind.stored.itemsize
     if kind.unknown < 2:
         return np.asarray(lengths % known == 0 if kind.unknown else lengths == known)
-    shapes = section_array(file.view, file.footer.section("shape", position))[rows]
+    shapes = file.array(file.footer.section("shape", position))[rows]
     # float64 is exact up to 2**53, which no length exceeds; larger products differ from every length anyway
     products = np.where((shapes == 0).any(axis=1), 0.0, shapes.astype(np.float64).prod(axis=1) * known)
     return np.asarray(products == lengths)

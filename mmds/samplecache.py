@@ -43,11 +43,32 @@ HEAD = 16  # bytes before a sample: length and hash
 _length = struct.Struct("<Q").unpack_from
 SPARE = 2**26  # bytes of a control group's limit that are left to others
 STEP = 2**24  # bytes that a process writes before it looks at the limit again
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEXT = HEADER.fields["next"][1]  # type: ignore[index]
 
 
 class Full(Exception):
     """There is no room for another sample."""
+
+
+class NoCache:
+    """What a process has where there is no room for a `SampleCache`: nothing is ever here."""
+
+    filled = nbytes = 0
+
+    def get(self, index: int) -> None:
+        """Return None: a sample is nowhere."""
+
+    def put(self, index: int, data: bytes) -> None:
+        """Raise `Full`."""
+        raise Full
+
+    def lock(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Return a lock that nobody else has."""
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class SampleCache:
@@ -90,11 +111,12 @@ class SampleCache:
         record = memoryview(struct.pack("<QQ", len(data), xxhash.xxh3_64_intdigest(data)) + data)
         offset = start - HEAD
         try:
-            while record:
-                written = os.pwrite(self._fd, record, offset)
-                record, offset = record[written:], offset + written
+            with storage_errors(self._path):
+                while record:
+                    written = os.pwrite(self._fd, record, offset)
+                    record, offset = record[written:], offset + written
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in NO_ROOM:
                 raise
             self._header["full"] = 1
             raise Full from None
@@ -124,11 +146,13 @@ class SampleCache:
 
     @contextlib.contextmanager
     def _locked(self, offset: int) -> Iterator[None]:
-        _lock(self._fd, fcntl.F_WRLCK, offset)
+        with storage_errors(self._path):
+            _lock(self._fd, fcntl.F_WRLCK, offset)
         try:
             yield
         finally:
-            _lock(self._fd, fcntl.F_UNLCK, offset)
+            with storage_errors(self._path):
+                _lock(self._fd, fcntl.F_UNLCK, offset)
 
     @property
     def filled(self) -> int:
@@ -149,7 +173,8 @@ class SampleCache:
             with contextlib.suppress(OSError):  # somebody else has it open
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._path.unlink()
-        os.close(fd)
+        with contextlib.suppress(OSError):  # nothing is promised of what was written
+            os.close(fd)
 
     # Opening
 
@@ -165,8 +190,11 @@ class SampleCache:
             except BlockingIOError:
                 fcntl.flock(fd, fcntl.LOCK_SH)  # waits for one who is making it
             else:  # nobody else has it
-                if self._has_name(fd) and not (self._keep and any(os.pread(fd, HEADER.itemsize, 0))):
-                    self._make(fd, n, size)
+                if self._has_name(fd):
+                    if self._keep and any(os.pread(fd, HEADER.itemsize, 0)):
+                        self._forget_lost(fd, n)
+                    else:
+                        self._make(fd, n, size)
                 fcntl.flock(fd, fcntl.LOCK_SH)
             if self._has_name(fd) and self._check(fd, n):
                 kept, fd = fd, -1
@@ -184,14 +212,34 @@ class SampleCache:
 
     def _make(self, fd: int, n: int, size: int) -> None:
         """Make an empty cache of what may be there of an old one, whose processes are all gone."""
-        os.ftruncate(fd, 0)
         data = _aligned(TABLE + 8 * n)
-        os.posix_fallocate(fd, 0, data)  # what is written through the map must be there
-        os.ftruncate(fd, max(size, data))
         header = np.zeros(1, HEADER)
         header["magic"], header["n"], header["identity"] = MAGIC, n, self._identity
         header["size"], header["next"] = max(size, data), data
-        os.pwrite(fd, header.tobytes(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.posix_fallocate(fd, 0, data)  # what is written through the map must be there
+            os.ftruncate(fd, max(size, data))
+            if os.pwrite(fd, header.tobytes(), 0) < HEADER.itemsize:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except BaseException:
+            with contextlib.suppress(OSError):  # the next one makes it anew
+                self._path.unlink()
+            raise
+
+    def _forget_lost(self, fd: int, n: int) -> None:
+        """Forget samples whose place the header does not know to be taken.
+
+        The computer stopped when the table had reached the disk, but the header had not. Others would be written over them.
+        """
+        with contextlib.suppress(FormatError, ExistsError):  # which `_check` is about to say
+            if self._check(fd, n):
+                with mmap.mmap(fd, TABLE + 8 * n) as mapped:
+                    end = np.frombuffer(mapped, HEADER, 1)["next"].item()
+                    table: NdArray = np.frombuffer(mapped, "<u8", n, TABLE)
+                    lost = np.flatnonzero(table >= end)
+                    table[lost] = 0
+                    del table
 
     def _check(self, fd: int, n: int) -> bool:
         """Return whether the cache is whole; `ExistsError` if it is another dataset's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import warnings
@@ -18,7 +19,7 @@ from mmds.fields import Misfit, describe
 from mmds.schema import Schema
 
 
-class SampleWriter:
+class SampleWriter(abc.ABC):
     """Base of all writers. A subclass implements `_begin`, `_append`, `_append_batch`, `_publish` and `_discard`."""
 
     def __init__(self, path: str | os.PathLike[str], fields: Any, metadata: Mapping[str, Any] | None) -> None:
@@ -39,25 +40,25 @@ class SampleWriter:
 
     # What a store has to do
 
+    @abc.abstractmethod
     def _begin(self, schema: Schema) -> None:
         """Prepare for samples of `schema`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _append(self, encoded: list[Encoded]) -> None:
         """Append one sample."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _append_batch(self, batch: list[Encodings], size: int) -> None:
         """Append `size` samples."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _publish(self, schema: Schema) -> None:
         """Complete the dataset and give it its name."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _discard(self) -> None:
         """Free everything, and remove what was not published. Called exactly once."""
-        raise NotImplementedError
 
     # What users call
 

@@ -22,7 +22,7 @@ from mmds.errors import ExistsError, FormatError, SchemaError, printable
 from mmds.format import schema_id
 from mmds.journal import Entry, Journal
 from mmds.manifest import Manifest, Shard, describe_shard, open_listed, publish_manifest, read_manifest
-from mmds.publish import exists_error, reclaim, storage_errors
+from mmds.publish import exists_error, reclaim, storage_errors, sync_folder
 from mmds.schema import Schema
 from mmds.staging import Staging
 from mmds.writer import Writer
@@ -84,7 +84,9 @@ class ShardedWriter:
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise exists_error(self.path)
         with storage_errors(self.path):
-            self.path.mkdir(exist_ok=True)
+            if not self.path.is_dir():
+                self.path.mkdir(exist_ok=True)
+                sync_folder(self.path.parent)
             self._locks.enter_context(manifest.locked(self.path))
             is_begun = (self.path / journal.NAME).exists()
         if is_begun and not resume:
@@ -197,9 +199,11 @@ class ShardedWriter:
     def _end_shard(self, item: int, outputs: int) -> None:
         assert self._writer is not None
         self._writer.close()
-        self._schema = self._writer.fields
-        path, self._writer = self._writer.path, None
-        self._shards.append(describe_shard(path, path.name))
+        path = self._writer.path
+        with storage_errors(path):
+            shard = describe_shard(path, path.name)
+        self._schema, self._writer = self._writer.fields, None
+        self._shards.append(shard)
         if self._journal is not None:
             self._journal.add(Entry(self._shards[-1], item, outputs, self.errors[self._errors :]))
         self._errors = len(self.errors)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mmds.datafile import DataFile
 from mmds.errors import ChangedError, FormatError, SchemaError, printable
 from mmds.fields import Array, Fixed
 from mmds.format import schema_id
@@ -26,12 +27,12 @@ from mmds.gather import Allocate, empty
 from mmds.items import NullableItems, VariableItems, join_parts
 from mmds.jagged import Jagged
 from mmds.manifest import NAME, Manifest, open_listed
-from mmds.mapped import MappedFile
+from mmds.openfile import Reading, open_file
 from mmds.readahead import DiskReads
 from mmds.store import ArrayItems, Items, MaskedItems
 
 NdArray = np.ndarray[Any, Any]
-Of = Callable[[MappedFile], Any]  # the items of a field in one file
+Of = Callable[[DataFile], Any]  # the items of a field in one file
 
 LEAST, MOST = 16, 4096  # files that stay open, whatever the process may open
 SMALL = 2**12  # bytes of a value below which copying it twice is faster than a loop over single ones
@@ -41,17 +42,17 @@ class Shards:
     """The samples of several files, one file after the other. A `MappedStore`."""
 
     def __init__(
-        self, paths: Sequence[str | os.PathLike[str]], manifest: Manifest | None = None, *, in_memory: bool = False
+        self, paths: Sequence[str | os.PathLike[str]], manifest: Manifest | None = None, reading: Reading = "mapped"
     ) -> None:
         """Open the files at `paths`; with a `manifest`, the shards that it lists, of the folder that is the only path."""
         self._paths = [os.fspath(path) for path in paths]
-        self.manifest, self._in_memory = manifest, in_memory
+        self.manifest, self._reading = manifest, reading
         if not self._paths:
             raise ValueError("no files: expected at least one")
         self.source = self._paths[0]
         self.path = self.source + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.file = lru_cache(None if in_memory else min(max(limit // 4, LEAST), MOST))(self._open)
+        self.file = lru_cache(None if reading == "in memory" else min(max(limit // 4, LEAST), MOST))(self._open)
         self._ids: list[str] = []
         first = self._first = self.file(0)
         self.schema, self.metadata, self._fields = first.schema, first.metadata, first.schema.to_json()
@@ -69,12 +70,12 @@ class Shards:
         self.items: list[Items] = [self._items(position) for position in range(len(self.schema))]
         self.wanted = DiskReads().wanted
 
-    def find(self, index: int) -> tuple[MappedFile, int]:
+    def find(self, index: int) -> tuple[DataFile, int]:
         """Return the file of sample `index`, and its number there."""
         number = bisect_right(self._ends, index)
         return self.file(number), index - self._starts.item(number)
 
-    def split(self, indices: NdArray) -> Iterator[tuple[MappedFile, NdArray, NdArray]]:
+    def split(self, indices: NdArray) -> Iterator[tuple[DataFile, NdArray, NdArray]]:
         """Yield for each file that holds some of samples `indices` (file, positions in `indices`, numbers in the file)."""
         numbers = np.searchsorted(self._starts, indices, "right") - 1
         order = np.argsort(numbers, kind="stable")
@@ -82,14 +83,14 @@ class Shards:
             number = numbers.item(part[0])
             yield self.file(number), part, indices[part] - self._starts[number]
 
-    def cut(self, rows: range) -> Iterator[tuple[MappedFile, range]]:
+    def cut(self, rows: range) -> Iterator[tuple[DataFile, range]]:
         """Yield (file, rows in it) for each file that holds some of `rows`, which are neighbours; at least one."""
         for number, (start, end) in enumerate(zip(self._starts.tolist(), self._ends, strict=False)):
             inside = range(max(rows.start, start) - start, min(rows.stop, end) - start)
             if inside or (not rows and not number):
                 yield self.file(number), inside
 
-    def files(self) -> Iterator[MappedFile]:
+    def files(self) -> Iterator[DataFile]:
         """Yield each file, empty ones too."""
         return map(self.file, range(len(self._ends)))
 
@@ -109,13 +110,13 @@ class Shards:
         for file, _, inside in self.split(rows):
             file.release(positions, inside)
 
-    def _open(self, number: int) -> MappedFile:
+    def _open(self, number: int) -> DataFile:
         if self.manifest is not None:
-            file = open_listed(self.source, self.manifest.shards[number], in_memory=self._in_memory)
+            file = open_listed(self.source, self.manifest.shards[number], self._reading)
             if number:
                 self._check_fields(file)
             return file
-        file = MappedFile(self._paths[number], in_memory=self._in_memory)
+        file = open_file(self._paths[number], self._reading)
         if number < len(self._ids) and file.content_id != self._ids[number]:
             raise ChangedError(
                 f"{printable(file.path)} was replaced since this dataset was opened: content id {file.content_id}, "
@@ -130,7 +131,7 @@ class Shards:
         self._ids.append(file.content_id)
         return file.n
 
-    def _check_fields(self, file: MappedFile) -> None:
+    def _check_fields(self, file: DataFile) -> None:
         if file.schema.to_json() != self._fields:
             raise SchemaError(
                 f"{printable(file.path)}: has other fields than {printable(self._first.path)}: {_fields(file)}; "
@@ -142,7 +143,7 @@ class Shards:
         if len(self._ends) == 1:  # nothing to put together
             return self._first.items[position]
 
-        def of(file: MappedFile) -> Any:
+        def of(file: DataFile) -> Any:
             items = file.items[position]
             return items.items if isinstance(items, NullableItems) else items
 
@@ -222,5 +223,5 @@ class ShardedValues:
         return Jagged(joined.view(dtype).reshape(-1, *inner), np.array(places, np.int64) // size)
 
 
-def _fields(file: MappedFile) -> str:
+def _fields(file: DataFile) -> str:
     return printable(", ".join(f"{field.name}: {field.kind!r}" for field in file.schema))

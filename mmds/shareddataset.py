@@ -16,10 +16,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from mmds.errors import printable
+from mmds.errors import StorageError, printable
 from mmds.fields import Array
 from mmds.nested import decode, encode
-from mmds.samplecache import Full, SampleCache, reclaim
+from mmds.publish import storage_errors
+from mmds.samplecache import NO_ROOM, Full, NoCache, SampleCache, reclaim
 from mmds.schema import Schema
 from mmds.writer import Writer
 
@@ -141,15 +142,25 @@ class _Handle:
         self._dataset, self._shown = shared.dataset, printable(shared.name)
         # without the module, which is __main__ in a script, __mp_main__ in its workers, and its name where it is imported
         identity = f"{type(shared.dataset).__qualname__}\n{self.n}\n{shared.version}"
-        folder = shared.path.parent
-        keep = shared.directory is not None
-        if not keep:
-            reclaim(folder, _prefix())
-        size = min(shutil.disk_usage(folder).free, MOST) if shared.capacity is None else shared.capacity
-        self.cache = SampleCache(shared.path, self.n, identity, size, keep=keep)
-        self._threads = [threading.Lock() for _ in range(STRIPES)]
         self._warned = False
+        self.cache = self._make(shared, identity)
+        self._threads = [threading.Lock() for _ in range(STRIPES)]
         self.close = weakref.finalize(self, _close, self.cache, self.pid)
+
+    def _make(self, shared: SharedDataset, identity: str) -> SampleCache | NoCache:
+        folder, keep = shared.path.parent, shared.directory is not None
+        try:
+            with storage_errors(shared.path):
+                if not keep:
+                    reclaim(folder, _prefix())
+                size = min(shutil.disk_usage(folder).free, MOST) if shared.capacity is None else shared.capacity
+                return SampleCache(shared.path, self.n, identity, size, keep=keep)
+        except StorageError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self.cache = NoCache()
+            self._warn()
+            return self.cache
 
     def get(self, number: int) -> Any:
         """Return a sample."""
@@ -198,7 +209,7 @@ def _constant(value: Any, _: Any) -> Any:
     return value
 
 
-def _close(cache: SampleCache, pid: int) -> None:
+def _close(cache: SampleCache | NoCache, pid: int) -> None:
     if os.getpid() == pid:
         cache.close()
 

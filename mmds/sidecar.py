@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mmds.datafile import DataFile
 from mmds.errors import FormatError, printable
 from mmds.manifest import NAME, Manifest, open_listed, read_manifest
-from mmds.mapped import MappedFile
+from mmds.openfile import Reading
 from mmds.schema import Schema
 from mmds.shards import Shards
 from mmds.store import Items
@@ -18,12 +19,12 @@ from mmds.store import Items
 NdArray = np.ndarray[Any, Any]
 
 
-def open_folder(folder: str | os.PathLike[str], *, in_memory: bool = False) -> Shards | Joined:
+def open_folder(folder: str | os.PathLike[str], reading: Reading = "mapped") -> Shards | Joined:
     """Open the dataset in a folder: its manifest, its first shard and its sidecars. `FormatError` if it is none."""
     manifest = folder_manifest(folder)
     while True:
         try:
-            return _open(folder, manifest, in_memory)
+            return _open(folder, manifest, reading)
         except FormatError:  # somebody has replaced a sidecar, and the manifest, since it was read?
             before, manifest = manifest, folder_manifest(folder)
             if manifest == before:
@@ -46,29 +47,29 @@ def folder_manifest(folder: str | os.PathLike[str]) -> Manifest:
         ) from None
 
 
-def _open(folder: str | os.PathLike[str], manifest: Manifest, in_memory: bool) -> Shards | Joined:
-    shards = Shards([folder], manifest, in_memory=in_memory)
+def _open(folder: str | os.PathLike[str], manifest: Manifest, reading: Reading) -> Shards | Joined:
+    shards = Shards([folder], manifest, reading)
     if not manifest.columns:
         return shards
-    return Joined(shards, [open_listed(folder, column, in_memory=in_memory) for column in manifest.columns])
+    return Joined(shards, [open_listed(folder, column, reading) for column in manifest.columns])
 
 
 class Joined:
     """The samples of shards, with further or other fields from sidecars. A `MappedStore`."""
 
-    def __init__(self, shards: Shards, sidecars: Sequence[MappedFile]) -> None:
+    def __init__(self, shards: Shards, sidecars: Sequence[DataFile]) -> None:
         self.shards, self.sidecars = shards, sidecars
         self.path, self.source, self.n, self.manifest = shards.path, shards.source, shards.n, shards.manifest
         self.metadata, self.content_id = shards.metadata, shards.content_id
         self.schema = join([shards.schema, *(sidecar.schema for sidecar in sidecars)], shards.path)
-        self.stores: list[Shards | MappedFile] = [shards, *sidecars]
+        self.stores: list[Shards | DataFile] = [shards, *sidecars]
         owners = {key: store for store in self.stores for key in store.schema.structure}  # the last one counts
         homes = [(owners[str(field.path[0])], field.name) for field in self.schema]
         self.homes = [(store, store.schema.index(name)) for store, name in homes]
         self.items: list[Items] = [store.items[position] for store, position in self.homes]
         self.wanted = shards.wanted
 
-    def files(self) -> Iterator[MappedFile]:
+    def files(self) -> Iterator[DataFile]:
         """Yield each shard and each sidecar."""
         yield from self.shards.files()
         yield from self.sidecars
@@ -93,7 +94,7 @@ class Joined:
         for store, inside in self._by_store(positions):
             store.release(inside, rows)
 
-    def _by_store(self, positions: Sequence[int]) -> Iterator[tuple[Shards | MappedFile, list[int]]]:
+    def _by_store(self, positions: Sequence[int]) -> Iterator[tuple[Shards | DataFile, list[int]]]:
         for store in self.stores:
             inside = [self.homes[position][1] for position in positions if self.homes[position][0] is store]
             if inside:

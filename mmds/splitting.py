@@ -100,7 +100,8 @@ def _write(
     written: list[Output] = []
     staging = Staging(destination, overwrite=True)  # only for its temporary folder: nothing appears at `destination`
     try:
-        staging.content.mkdir()
+        with storage_errors(destination):
+            staging.content.mkdir()
         for path, rows in parts.items():
             with Copier(staging.content / path.name, reader.fields, metadata=reader.metadata) as writer:
                 for chunk in rows:

@@ -6,19 +6,18 @@ are, and a file that is cut short or a disk that fails is an error instead of a 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from mmds.errors import ChangedError, FormatError, SourceError, StorageError, printable
+from mmds.datafile import DataFile
+from mmds.errors import ChangedError, FormatError, SourceError, printable
 from mmds.fields import Fixed, Variable
+from mmds.filebytes import WINDOW, FileBytes, near, reading
 from mmds.format import DATA_START, TRAILER, Section
-from mmds.mapped import MappedFile
 from mmds.parse import Footer
 from mmds.reader import Reader
 from mmds.schema import Field
@@ -27,7 +26,6 @@ from mmds.sidecar import Joined
 
 NdArray = np.ndarray[Any, Any]
 
-WINDOW = 2**14  # bytes of the index that are read at once for rows that are no neighbours: as long as a call takes
 PIECE = 2**20  # bytes of strings that are in memory at once
 INDEX_BYTES = 2**20  # of one section that are in memory at once
 MAX_ROWS = 2**16
@@ -43,71 +41,15 @@ class FileId:
     content_id: str
 
 
-class RawFile:
+class RawFile(FileBytes):
     """An open file that is read by position."""
 
     def __init__(self, file: FileId) -> None:
-        self.path = file.path
-        with reading(self.path):
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # as in mapped.py
-            found = os.fstat(self.fd).st_size
-        trailer = self.read(file.length - TRAILER.itemsize, TRAILER.itemsize) if found == file.length else b""
+        with reading(file.path):
+            super().__init__(file.path)
+        trailer = self.read(file.length - TRAILER.itemsize, TRAILER.itemsize) if len(self) == file.length else b""
         if not trailer or np.frombuffer(trailer, TRAILER)[0]["content_id"].tobytes().hex() != file.content_id:
             raise ChangedError(f"{printable(self.path)} was replaced since this dataset was opened. Open it again")
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on."""
-        with reading(self.path):
-            data = os.pread(self.fd, length, offset)
-            while len(data) < length:
-                more = os.pread(self.fd, length - len(data), offset + len(data))
-                if not more:
-                    raise EOFError
-                data += more
-        return data
-
-    def rows(self, offset: int, stride: int, size: int, rows: NdArray) -> NdArray:
-        """Return `size` bytes at ``offset + row * stride`` for each of `rows`: uint8 of shape (len(rows), size)."""
-        found = np.empty((len(rows), size), np.uint8)
-        if not found.size:
-            return found
-        for at in _near(rows, max(1, WINDOW // stride)):
-            low, high = rows[at][[0, -1]].tolist()
-            data = self.read(offset + low * stride, (high - low) * stride + size)
-            table: NdArray = np.ndarray((high - low + 1, size), np.uint8, data, 0, (stride, 1))
-            found[at] = table[rows[at] - low]
-        return found
-
-
-@contextmanager
-def reading(path: str) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into an error of mmds that names it."""
-    try:
-        yield
-    except StorageError:  # of what is written meanwhile
-        raise
-    except EOFError:
-        raise FormatError(f"{printable(path)}: has become shorter while it was read") from None
-    except FileNotFoundError as error:
-        raise ChangedError(f"{printable(path)} was removed while it was read") from error
-    except OSError as error:
-        raise StorageError(error.errno, f"cannot read {printable(path)}: {error.strerror}") from error
-
-
-def _near(numbers: NdArray, distance: int) -> Iterator[Any]:
-    """Yield indices into `numbers` by ascending number, in groups of which none spans `distance` or more.
-
-    Neighbours that already ascend are one group, a slice.
-    """
-    if len(numbers) < 2 or (np.diff(numbers) == 1).all():
-        yield slice(None)
-        return
-    order = np.argsort(numbers, kind="stable")
-    yield from np.split(order, np.flatnonzero(np.diff(numbers[order] // distance)) + 1)
 
 
 @dataclass(frozen=True)
@@ -144,7 +86,7 @@ class StoredDataset:
             [store.homes[k] for k in positions] if isinstance(store, Joined) else [(store, k) for k in positions]
         )
         for home, _ in homes:
-            if not isinstance(home, (MappedFile, Shards)):
+            if not isinstance(home, (DataFile, Shards)):
                 raise SourceError(
                     f"{printable(store.path)}: not an .mmds dataset, so its samples cannot be copied as they are stored; "
                     "mmds convert makes one of it"
@@ -176,7 +118,7 @@ class Stored:
         self.files: list[FileId] = []
         self._parts: list[tuple[Any, list[_Part]]] = []
         for store in {id(home): home for home, _ in dataset.homes}.values():
-            found = [(store, slice(None), rows)] if isinstance(store, MappedFile) else store.split(rows)
+            found = [(store, slice(None), rows)] if isinstance(store, DataFile) else store.split(rows)
             parts: list[_Part] = []
             self._parts.append((store, parts))
             for file, at, inside in found:  # of `file` itself only the footer is kept: a map takes a file descriptor
@@ -293,8 +235,8 @@ class Stored:
             values: list[Any] = [None] * len(at)
             for number in np.unique(files).tolist():
                 of_file = np.flatnonzero(files == number)
-                for near in _near(starts[of_file], WINDOW):
-                    group = of_file[near]
+                for neighbours in near(starts[of_file], WINDOW):
+                    group = of_file[neighbours]
                     low, high = int(starts[group].min()), int(stops[group].max())
                     data = memoryview(self.open(number).read(low, high - low))
                     begins, ends = (starts[group] - low).tolist(), (stops[group] - low).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -99,13 +100,14 @@ class StoreWriter(SampleWriter):
     def _publish(self, schema: Schema) -> None:
         self._flush()
         self._in_library(self.finish, schema)
-        self.close_library()
+        self._in_library(self.close_library)
         self.staging.publish()
 
     def _discard(self) -> None:
         self._pending = []
         try:
-            self.close_library()
+            with contextlib.suppress(OSError):  # what cannot be written now is thrown away
+                self.close_library()
         finally:
             self.staging.discard()
 

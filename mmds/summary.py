@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from mmds.converters.stores import find_store
+from mmds.datafile import DataFile
 from mmds.fields import Array, Fixed, Kind, Label, Scalar
 from mmds.format import DATA_START, MAJOR, MINOR
 from mmds.items import NullableItems
-from mmds.mapped import MappedFile
 from mmds.reader import Reader
 from mmds.shards import Shards
 from mmds.sidecar import Joined
@@ -84,10 +84,10 @@ def summarize(reader: Reader) -> dict[str, Any]:
 
 def _sizes(store: Store) -> dict[str, Any] | None:
     """Return of which ``.mmds`` files a dataset consists, and their sizes; None if it is none of such files."""
-    if not isinstance(store, (MappedFile, Shards, Joined)):
+    if not isinstance(store, (DataFile, Shards, Joined)):
         return None
     count = data = index = total = 0
-    for file in (store,) if isinstance(store, MappedFile) else store.files():  # not all may be open together
+    for file in (store,) if isinstance(store, DataFile) else store.files():  # not all may be open together
         count += 1
         data += file.footer.data_end - DATA_START
         index += file.footer.file_length - file.footer.data_end

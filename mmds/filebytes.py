@@ -1,0 +1,121 @@
+"""A file that is read by position (`pread`): nothing of it stays in this process, and what cannot be read is an error.
+
+Through a map, a file that is cut short or a disk that fails is a signal (SIGBUS), which ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from mmds.errors import ChangedError, FormatError, StorageError, printable
+
+NdArray = np.ndarray[Any, Any]
+
+WINDOW = 2**14  # bytes of the index that are read at once for rows that are no neighbours: as long as a call takes
+
+
+def open_regular(path: str) -> tuple[int, int]:
+    """Return a descriptor of a file that is not empty, and its length; `FormatError` if it is no such file."""
+    # O_NONBLOCK: a FIFO would wait for a writer for ever. It does nothing to a regular file.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{printable(path)}: not a regular file, so not an mmds file")
+        if not status.st_size:
+            raise FormatError(f"{printable(path)}: an empty file, so not an mmds file")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status.st_size
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into an error of mmds that names it."""
+    try:
+        yield
+    except StorageError:  # of what is written meanwhile
+        raise
+    except EOFError:
+        raise ChangedError(f"{printable(path)} has become shorter while it was read") from None
+    except FileNotFoundError as error:
+        raise ChangedError(f"{printable(path)} was removed while it was read") from error
+    except OSError as error:
+        raise StorageError(error.errno, f"cannot read {printable(path)}: {error.strerror}") from error
+
+
+class FileBytes:
+    """The bytes of an open file, as long as it was then: ``data[start:stop]`` reads them."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd, self._length = open_regular(path)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._length)
+        return self.read(start, stop - start) if stop > start else b""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset` on; `FormatError` or `StorageError` if they are not there any more."""
+        with reading(self.path):
+            data = os.pread(self.fd, length, offset)
+            while len(data) < length:
+                more = os.pread(self.fd, length - len(data), offset + len(data))
+                if not more:
+                    raise EOFError
+                data += more
+        return data
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `offset` on, without another copy."""
+        with reading(self.path):
+            while target:
+                got = os.preadv(self.fd, (target,), offset)
+                if not got:
+                    raise EOFError
+                target, offset = target[got:], offset + got
+
+    def rows(self, offset: int, stride: int, size: int, rows: NdArray) -> NdArray:
+        """Return `size` bytes at ``offset + row * stride`` for each of `rows`: uint8 of shape (len(rows), size)."""
+        found = np.empty((len(rows), size), np.uint8)
+        if not found.size:
+            return found
+        if len(rows) == 1:
+            self.read_into(offset + rows.item(0) * stride, found.reshape(-1).data)
+            return found
+        for at in near(rows, max(1, WINDOW // stride)):
+            low, high = rows[at][[0, -1]].tolist()
+            data = self.read(offset + low * stride, (high - low) * stride + size)
+            table: NdArray = np.ndarray((high - low + 1, size), np.uint8, data, 0, (stride, 1))
+            found[at] = table[rows[at] - low]
+        return found
+
+    def expect(self, offset: int, length: int) -> None:
+        """Ask the kernel to read bytes, without waiting for it."""
+        os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def near(numbers: NdArray, distance: int) -> Iterator[Any]:
+    """Yield indices into `numbers` by ascending number, in groups of which none spans `distance` or more.
+
+    Neighbours that already ascend are one group, a slice.
+    """
+    if len(numbers) < 2 or (np.diff(numbers) == 1).all():
+        yield slice(None)
+        return
+    order = np.argsort(numbers, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(numbers[order] // distance)) + 1)
