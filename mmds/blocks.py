@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 import xxhash
@@ -24,8 +25,10 @@ def block_hash(block: bytes | bytearray | memoryview) -> int:
 class BlockStream:
     """Appends to a `Draft` in whole blocks. After an error it must not be used again: a part may have been written."""
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, every: int = 0, checkpoint: Callable[[bytes], None] | None = None) -> None:
+        """Begin a file. After every so many blocks, `checkpoint` gets their hashes, which are in the file by then."""
         self._draft = draft
+        self._every, self._checkpoint, self._noted = 8 * every, checkpoint, 0
         self._buffer = bytearray(BLOCK)
         self._filled = 0
         self._hashes = bytearray()
@@ -95,3 +98,6 @@ class BlockStream:
         self._hashes += block_hash(block).to_bytes(8, "little")
         for start in range(0, BLOCK, WRITE):
             self._draft.write(block[start : start + WRITE])
+        if self._checkpoint is not None and len(self._hashes) - self._noted >= self._every:
+            self._checkpoint(bytes(self._hashes[self._noted :]))
+            self._noted = len(self._hashes)

@@ -6,6 +6,7 @@ Readers see the old file or the new one, never a part of either, whatever happen
   The kernel drops the lock with the process, so the next writer to the same destination recognises leftovers and
   removes them.
 * A new name is given by `link`, which fails if somebody else was faster; only ``overwrite=True`` replaces, by `rename`.
+* The index of a long file grows in ``.NAME.XXXXXXXX.log`` beside it (`spool.py`): unfinished, it can be salvaged.
 * After a failed `fsync` nothing is retried: the kernel has dropped the pages, and a second call would answer that all is
   well (https://lwn.net/Articles/752063/).
 """
@@ -16,10 +17,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from mmds.errors import ExistsError, StorageError, printable
 
@@ -36,6 +39,7 @@ class Draft:
         self.path = Path(os.path.realpath(path) if overwrite else os.path.abspath(path))
         self.overwrite = overwrite
         self._fd = -1
+        self._log: Path | None = None
         with storage_errors(self.path):
             if os.path.lexists(self.path):
                 if not overwrite:
@@ -48,6 +52,11 @@ class Draft:
     @property
     def _shown(self) -> str:
         return printable(self.path)
+
+    def open_log(self) -> IO[bytes]:
+        """Return a new file beside the temporary one, that goes with it."""
+        self._log = log_of(self._temporary)
+        return open(self._log, "x+b", buffering=0)
 
     def _create(self) -> None:
         while True:
@@ -94,8 +103,12 @@ class Draft:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             if os.getpid() == self._pid:  # a forked child must not take its parent's file away
-                with contextlib.suppress(OSError):  # renamed into place; or it stays, for the next writer to remove
-                    os.unlink(self._temporary)
+                for path in (self._log, self._temporary):
+                    if path is not None:
+                        with contextlib.suppress(
+                            OSError
+                        ):  # renamed into place; or it stays, for the next writer to remove
+                            os.unlink(path)
             os.close(fd)
 
 
@@ -123,26 +136,40 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def log_of(temporary: Path) -> Path:
+    """Return where the index of an unfinished file grows."""
+    return temporary.with_suffix(".log")
+
+
 def reclaim(path: Path) -> None:
     """Remove the temporary files of writers to `path` that are no longer alive."""
-    prefix = f".{path.name}."
     with os.scandir(path.parent) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".tmp")]
-    for name in names:
-        if len(name) != len(prefix) + len("XXXXXXXX.tmp"):
-            continue
+        names = {entry.name for entry in entries}
+    is_ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.(tmp|log)", re.DOTALL).fullmatch
+    for name in sorted(filter(is_ours, names)):  # a log before its file, without which nobody would look for it
         leftover = path.parent / name
-        try:
-            fd = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:  # gone meanwhile, not ours to read, or no plain file: then it is not ours to remove either
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(leftover)
-        except (BlockingIOError, FileNotFoundError):  # its writer lives, or was just done with it
-            pass
-        finally:
-            os.close(fd)
+        if leftover.suffix == ".tmp":
+            _remove_unused(leftover)
+        elif name[:-4] + ".tmp" not in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(leftover)
+
+
+def _remove_unused(leftover: Path) -> None:
+    """Remove the temporary file of a writer that is no longer alive, and its log."""
+    try:
+        fd = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # gone meanwhile, not ours to read, or no plain file: then it is not ours to remove either
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(log_of(leftover))
+        os.unlink(leftover)
+    except (BlockingIOError, FileNotFoundError):  # its writer lives, or was just done with it
+        pass
+    finally:
+        os.close(fd)
 
 
 def exists_error(path: Path) -> ExistsError:

@@ -11,10 +11,11 @@ import fcntl
 import itertools
 import os
 import sys
+import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
 
 from mmds.errors import MmdsError, printable
 from mmds.fields import Bytes
@@ -137,6 +138,10 @@ class _UnnamedDraft(Draft):
             else:
                 self._fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         self.published = -1
+
+    def open_log(self) -> IO[bytes]:
+        """Return a file without a name: nobody could salvage what has none."""
+        return tempfile.TemporaryFile(dir="/dev/shm" if self._in_memory else self.path, buffering=0)
 
     def publish(self) -> None:
         """Let nobody change it any more."""

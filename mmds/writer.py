@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmds import canonical
 from mmds.blocks import BlockStream
 from mmds.columns import Encoded, Encodings
 from mmds.compression import Compression, HeldSamples, compressed, compressor
@@ -22,6 +23,8 @@ from mmds.samplewriter import SampleWriter
 from mmds.schema import Field, Schema
 from mmds.spool import Spool
 
+CHECKPOINT = 64  # blocks after which the index goes to the log, so that they can be salvaged;
+CHECKPOINT_STRINGS = 64  # more, if the index has more parts than this
 BATCH_BYTES = 4 * 2**20  # rows of a batch are padded to their stride in pieces of about this size
 
 
@@ -58,6 +61,7 @@ class Writer(SampleWriter):
         compression: str | None = None,
     ) -> None:
         super().__init__(path, fields, metadata)
+        self._first_metadata = canonical.dump(self.metadata)  # may be changed, but then an unfinished file has that
         self._compresses = compression is not None
         self._compression = Compression() if compression is None else Compression.parse(compression)
         self._draft = self._new_draft(path, overwrite)
@@ -78,11 +82,12 @@ class Writer(SampleWriter):
         super()._start(compressed(schema) if self._compresses else schema)
 
     def _begin(self, schema: Schema) -> None:
-        sections = layout(schema, 0, DATA_START, dict.fromkeys(range(len(schema)), 0))[:-1]  # `blocks` is not spooled
-        roles = [(section.role, section.field) for section in sections if section.role not in KEY_ROLES]
+        roles = spooled(schema)
         self._numbers = {role: number for number, role in enumerate(roles)}
-        self._spool = Spool(self.path.parent, len(self._numbers))
-        self._stream = BlockStream(self._draft)
+        described = canonical.dump(schema.to_json()), self._first_metadata
+        self._spool = Spool(self.path.parent, len(roles), self._draft.open_log, described)
+        every = CHECKPOINT * -(-len(roles) // CHECKPOINT_STRINGS)  # each piece is remembered
+        self._stream = BlockStream(self._draft, every, self._note_blocks)
         self._constant = constant_layout(schema)
         self._payload = schema.payload
         self._alignment = schema.alignment
@@ -99,6 +104,12 @@ class Writer(SampleWriter):
             self._held = HeldSamples()
         else:
             self._begin_samples(schema, {})
+
+    def _note_blocks(self, hashes: bytes) -> None:
+        """Make the file one that can be salvaged: all of the index goes to the log, and the hashes of the blocks, too."""
+        assert self._spool is not None
+        self._spool.flush()
+        self._spool.note(len(self._numbers), hashes)
 
     def _begin_samples(self, schema: Schema, dictionaries: Mapping[int, bytes]) -> None:
         """Make ready for writing samples, with a dictionary for each compressed field that has one."""
@@ -309,6 +320,12 @@ class Writer(SampleWriter):
         if self._spool is not None:
             self._spool.close()
         self._draft.discard()
+
+
+def spooled(schema: Schema) -> list[tuple[str, int | None]]:
+    """Return role and field of the sections that grow while a file is written, in the order of their numbers."""
+    sections = layout(schema, 0, DATA_START, dict.fromkeys(range(len(schema)), 0))[:-1]  # without `blocks`
+    return [(section.role, section.field) for section in sections if section.role not in KEY_ROLES]
 
 
 def _as_rows(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
