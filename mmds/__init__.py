@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mmds.permutation import Permutation as Permutation
     from mmds.pipeline import convert as convert
     from mmds.reader import Reader as Reader
+    from mmds.repairing import Repair as Repair
+    from mmds.repairing import repair as repair
     from mmds.samplers import BlockShuffleSampler as BlockShuffleSampler
     from mmds.schema import Field as Field
     from mmds.schema import Schema as Schema
@@ -51,6 +53,7 @@ _HOME = {
     **dict.fromkeys(("Damage", "Verification", "verify"), "integrity"),
     **dict.fromkeys(("add_column", "drop_column"), "addcolumn"),
     **dict.fromkeys(("Conversion", "convert"), "pipeline"),
+    **dict.fromkeys(("Repair", "repair"), "repairing"),
     "export": "exporting",
     "Jagged": "jagged",
     "Loader": "loader",

@@ -14,6 +14,7 @@ import mmds
 from mmds.convertcommand import convert
 from mmds.copycommands import merge, select, split
 from mmds.options import size
+from mmds.verifycommand import verify
 
 
 class _Commands(click.Group):
@@ -46,6 +47,7 @@ main.add_command(convert)
 main.add_command(select)
 main.add_command(merge)
 main.add_command(split)
+main.add_command(verify)
 
 
 @main.command()
@@ -115,38 +117,6 @@ def show(path: Path, index: int, field: str | None, output: Path | None, as_json
     from mmds.listing import show_sample
 
     show_sample(mmds.open(path), index, field, output, as_json)
-
-
-@main.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("-j", "--num-workers", type=click.IntRange(1), help="Threads. Default: one per core.")
-@click.option("--no-progress", is_flag=True, help="Draw no progress bar.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(path: Path, num_workers: int | None, no_progress: bool, as_json: bool) -> None:
-    """Check every byte of PATH; name the blocks, samples and fields that are damaged. Exit code 1 if any is."""
-    from mmds.converters.stores import find_store
-    from mmds.errors import printable
-    from mmds.terminal import progress, size
-
-    store = find_store(path)
-    if store is not None:
-        raise click.ClickException(f"{printable(path)} is {store.name}, which has no hashes; verify checks .mmds files")
-    with progress("verifying", in_bytes=True, shown=not no_progress) as update:
-        found = mmds.verify(path, num_workers=num_workers, progress=update)
-    if as_json:
-        damages = [{"reason": d.reason, "samples": d.samples, "fields": d.fields} for d in found.damages]
-        facts = {"path": str(path), "samples": found.samples, "bytes": found.bytes}
-        _print_json({**facts, "damages": damages, "notes": found.notes})
-    elif found:
-        click.echo(f"undamaged: {found.samples:,} samples, {size(found.bytes)}")
-    else:
-        for damage in found.damages:
-            click.echo(str(damage), err=True)
-        click.echo(f"damaged: {len(found.damages)} findings", err=True)
-    for note in found.notes if not as_json else ():
-        click.echo(note, err=True)
-    if not found:
-        sys.exit(1)
 
 
 @main.command("add-column")

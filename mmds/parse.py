@@ -16,6 +16,7 @@ import numpy as np
 
 from mmds import canonical
 from mmds.errors import FormatError, VersionError, printable
+from mmds.fields import Fixed
 from mmds.format import (
     BLOCK,
     DATA_START,
@@ -25,6 +26,7 @@ from mmds.format import (
     KNOWN_INCOMPATIBLE,
     MAJOR,
     MAX_DICTIONARY,
+    MAX_RATIO,
     MIN_FILE,
     SECTION_ALIGN,
     TRAILER,
@@ -86,7 +88,7 @@ def parse(view: memoryview) -> Footer:
     digest = hashlib.sha256(text).digest()[:16]
     if digest != trailer["content_id"].tobytes():
         raise FormatError("footer: its sha256 differs from the content id in the trailer; the file is damaged")
-    footer = _parse_footer(text, digest.hex(), len(view))
+    footer = parse_footer(text, digest.hex(), len(view))
     if footer.n != int(trailer["n"]):
         raise FormatError(f"footer: {footer.n} samples, but the trailer says {int(trailer['n'])}")
     if schema_id(footer.schema) != header["schema_id"].tobytes():
@@ -134,7 +136,8 @@ def _parse_header(view: memoryview) -> Any:
     return header
 
 
-def _parse_footer(text: bytes, content_id: str, file_length: int) -> Footer:
+def parse_footer(text: bytes, content_id: str, file_length: int) -> Footer:
+    """Return what the text of a footer says, checked but for what the rest of the file says; `FormatError`."""
     try:
         footer = canonical.load(text)
         if set(footer) != {"fields", "n", "data", "sections", "blocks", "metadata"}:
@@ -163,8 +166,10 @@ def _parse_footer(text: bytes, content_id: str, file_length: int) -> Footer:
             {"size": BLOCK, "covers": sections[-1].offset, "root": _hex(blocks["root"])}
         ):
             raise FormatError(f"blocks are {printable(blocks)}")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise FormatError(f"footer: {error or type(error).__name__}") from None
+    except ValueError as error:
+        raise FormatError(f"footer: {printable(error, 1000)}") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise FormatError(f"footer: malformed ({type(error).__name__}: {printable(error)})") from None
     return Footer(schema, n, data[1], sections, blocks["root"], metadata, content_id, file_length)
 
 
@@ -204,6 +209,21 @@ def _check_sections(view: memoryview, footer: Footer, footer_start: int) -> None
         DATA_START + (footer.n - 1) * constant[0] + constant[2] if footer.n else DATA_START
     ):
         raise FormatError(f"the data ends at {footer.data_end}, which is not where {footer.n} samples of this size end")
+    _check_room(footer)
+
+
+def _check_room(footer: Footer) -> None:
+    """Check that arrays of known shape find room in the data, so that nobody allocates a batch of what is not there."""
+    room = footer.data_end - DATA_START
+    for position in footer.schema.payload:
+        field = footer.schema.fields[position]
+        if not isinstance(field.kind, Fixed) or field.kind.nullable or not field.kind.nbytes:
+            continue
+        needed = -(-field.kind.nbytes // MAX_RATIO) if field.is_compressed else field.kind.nbytes
+        if footer.n * needed > room:
+            raise FormatError(
+                f"{printable(field.name)}: {footer.n} times {field.kind.nbytes} bytes, but the data has {room}"
+            )
 
 
 def _ends_of(view: memoryview, section: Section) -> list[int]:

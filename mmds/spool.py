@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import xxhash
 
 from mmds.errors import StorageError, printable
 from mmds.fields import Buffer
@@ -81,14 +80,16 @@ class Spool:
 
     def _write(self, number: int, data: bytes | bytearray) -> int:
         """Append a piece to the file, and return where its bytes begin."""
+        import xxhash  # reading imports this module for `keys`, and has no use for it
+
         try:
             if self._file is None:
                 if self._open_file is None:
                     self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 (closed by close)
                 else:
                     self._file = self._open_file()
-                for number, piece in enumerate(self._preamble):
-                    self._write(PREAMBLE + number, piece)
+                for position, piece in enumerate(self._preamble):
+                    self._write(PREAMBLE + position, piece)
             start = self._file.seek(0, 2) + HEAD.size
             for part in (HEAD.pack(number, len(data), xxhash.xxh3_64_intdigest(data)), data):
                 view = memoryview(part)

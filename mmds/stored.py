@@ -78,7 +78,8 @@ class Spans:
 class StoredDataset:
     """An ``.mmds`` dataset by where its values are stored: all samples of a reader; `SourceError` if it is in another store."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, opened: Callable[[FileId], FileBytes] | None = None) -> None:
+        """Take all samples of `reader`, from files that `opened` opens, if that is not by their paths."""
         store, schema = reader.store, reader.fields
         self.reader = reader
         positions = [store.schema.index(name) for name in reader.stored_names]
@@ -92,7 +93,7 @@ class StoredDataset:
                     "mmds convert makes one of it"
                 )
         self.n, self.schema, self.homes = store.n, schema, homes
-        self.open: Callable[[FileId], RawFile] = lru_cache(OPEN_FILES)(RawFile)
+        self.open: Callable[[FileId], FileBytes] = opened or lru_cache(OPEN_FILES)(RawFile)
         self.dictionary = lru_cache(OPEN_FILES)(self._dictionary)
         per_row = max(8 * len(schema.payload), *(_row_size(field) for field in schema))
         self.rows_at_once = max(1, min(MAX_ROWS, INDEX_BYTES // per_row))
@@ -128,7 +129,7 @@ class Stored:
     def __len__(self) -> int:
         return self._n
 
-    def open(self, number: int) -> RawFile:
+    def open(self, number: int) -> FileBytes:
         """Return one of `files`, open."""
         return self._dataset.open(self.files[number])
 
