@@ -76,7 +76,7 @@ def _verify_files(paths: list[str], check: _Check) -> Verification:
         name = f"{printable(path)}{'' if numbered else ', counted from its start'}: " if several else ""
         try:
             file = open_file(path, "positioned")
-        except FormatError as error:
+        except (FormatError, StorageError) as error:
             damages.append(Damage(str(error)))
             numbered = False
         else:
@@ -104,7 +104,7 @@ def _verify_folder(folder: str | os.PathLike[str], check: _Check) -> Verificatio
             file = open_listed(folder, entry, "positioned")
             if number < len(manifest.shards) and schema_id(file.schema).hex() != manifest.schema_id:
                 raise FormatError(f"{printable(file.path)}: has other fields than {NAME} says")
-        except FormatError as error:
+        except (FormatError, StorageError) as error:
             damages.append(Damage(str(error), (start, start + entry.n)))
         else:
             damages += [damage.within(f"{printable(entry.path)}: ", start) for damage in check.file(file)]
