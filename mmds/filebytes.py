@@ -5,6 +5,7 @@ Through a map, a file that is cut short or a disk that fails is a signal (SIGBUS
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -23,7 +24,12 @@ WINDOW = 2**14  # bytes of the index that are read at once for rows that are no 
 def open_regular(path: str) -> tuple[int, int]:
     """Return a descriptor of a file that is not empty, and its length; `FormatError` if it is no such file."""
     # O_NONBLOCK: a FIFO would wait for a writer for ever. It does nothing to a regular file.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # what opening a socket answers
+            raise
+        raise FormatError(f"{printable(path)}: not a regular file, so not an mmds file") from None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -48,7 +54,12 @@ def reading(path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ChangedError(f"{printable(path)} was removed while it was read") from error
     except OSError as error:
-        raise StorageError(error.errno, f"cannot read {printable(path)}: {error.strerror}") from error
+        raise read_error(path, error) from error
+
+
+def read_error(path: str, error: OSError) -> StorageError:
+    """Return the error for a file that cannot be read."""
+    return StorageError(error.errno, f"cannot read {printable(path)}: {error.strerror}")
 
 
 class FileBytes:
@@ -70,15 +81,34 @@ class FileBytes:
         return self.read(start, stop - start) if stop > start else b""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on; `FormatError` or `StorageError` if they are not there any more."""
-        with reading(self.path):
+        """Return `length` bytes from `offset` on; `ChangedError` or `StorageError` if they are not there any more."""
+        try:
             data = os.pread(self.fd, length, offset)
+        except OSError as error:
+            raise read_error(self.path, error) from error
+        return data if len(data) == length else self._rest(data, offset, length)
+
+    def _rest(self, data: bytes, offset: int, length: int) -> bytes:
+        with reading(self.path):
             while len(data) < length:
                 more = os.pread(self.fd, length - len(data), offset + len(data))
                 if not more:
                     raise EOFError
                 data += more
         return data
+
+    def read_spans(self, starts: NdArray, lengths: NdArray) -> list[bytes]:
+        """Return the bytes from each of `starts` on."""
+        pread, fd = os.pread, self.fd
+        wanted = list(zip(starts.tolist(), lengths.tolist(), strict=True))
+        try:
+            found = [pread(fd, length, start) for start, length in wanted]
+        except OSError as error:
+            raise read_error(self.path, error) from error
+        for number, (start, length) in enumerate(wanted):
+            if len(found[number]) < length:
+                found[number] = self._rest(found[number], start, length)
+        return found
 
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `offset` on, without another copy."""
@@ -97,7 +127,11 @@ class FileBytes:
         if len(rows) == 1:
             self.read_into(offset + rows.item(0) * stride, found.reshape(-1).data)
             return found
-        for at in near(rows, max(1, WINDOW // stride)):
+        groups = list(near(rows, max(1, WINDOW // stride)))
+        if len(groups) > len(rows) // 2:
+            parts = self.read_spans(offset + rows * stride, np.full(len(rows), size))
+            return np.frombuffer(b"".join(parts), np.uint8).reshape(len(rows), size)
+        for at in groups:
             low, high = rows[at][[0, -1]].tolist()
             data = self.read(offset + low * stride, (high - low) * stride + size)
             table: NdArray = np.ndarray((high - low + 1, size), np.uint8, data, 0, (stride, 1))

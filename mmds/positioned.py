@@ -80,6 +80,12 @@ class _CheckedBytes(FileBytes):
         self._check(offset, length)
         return super().read(offset, length)
 
+    def read_spans(self, starts: NdArray, lengths: NdArray) -> list[bytes]:
+        """Return the bytes from each of `starts` on; errors as of `read`."""
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True) if self._unseen.find(1) >= 0 else ():
+            self._check(start, length)
+        return super().read_spans(starts, lengths)
+
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `offset` on; errors as of `read`."""
         self._check(offset, len(target))
@@ -125,6 +131,10 @@ class _Part:
     def __getitem__(self, part: slice) -> bytes:
         start, stop, _ = part.indices(self._length)
         return self._view.read(self._start + start, stop - start) if stop > start else b""
+
+    def read_spans(self, starts: NdArray, stops: NdArray) -> list[bytes]:
+        """Return the bytes from each of `starts` to each of `stops`."""
+        return self._view.read_spans(starts + self._start, stops - starts)
 
     @property
     def start(self) -> int:
@@ -232,10 +242,10 @@ class PositionedValues(VariableItems):
 
     def get(self, index: int) -> Any:
         """Return the value of sample `index`."""
-        return self._value(index, *self.span(index))
+        start, stop = self.span(index)
+        return self._value(index, self._view[start:stop])
 
-    def _value(self, index: int, start: int, stop: int) -> Any:
-        data = self._view[start:stop]
+    def _value(self, index: int, data: bytes) -> Any:
         try:
             return self._decode(data, 0, len(data), index)
         except (ValueError, struct.error) as error:
@@ -253,7 +263,12 @@ class PositionedValues(VariableItems):
         spans = self.spans(indices)
         if spans is None:  # one of them says why
             return [self.get(index) for index in indices.tolist()]
-        return list(map(self._value, indices.tolist(), spans[0].tolist(), spans[1].tolist()))
+        return list(map(self._value, indices.tolist(), self._view.read_spans(*spans)))
+
+    def parts(self, spans: tuple[NdArray, NdArray]) -> list[Any]:
+        """Return the bytes from where values begin to where they end."""
+        found: list[Any] = self._view.read_spans(*spans)
+        return found
 
     def locate(self, indices: NdArray, tell: Tell) -> None:
         """Tell where in the file the values are."""
