@@ -11,29 +11,25 @@ All offer `get(i)` for ``0 <= i < n`` (not checked again here) and `gather(indic
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
-from mmds.compression import Decompressor
 from mmds.errors import FormatError, printable
-from mmds.fields import Array, Fixed, Kind, Variable
+from mmds.fields import Array, Fixed
 from mmds.format import DATA_START, Section
 from mmds.gather import RECYCLED, Allocate, address, empty, take_rows
+from mmds.itemdecoders import Decode, Describe, array_decoder_of, decoder_of, decompressing
 from mmds.jagged import Jagged
 from mmds.parse import Footer
 from mmds.store import ArrayItems, Items
 
 NdArray = np.ndarray[Any, Any]
 Tell = Callable[[NdArray, NdArray], None]  # something about the memory from these addresses to those
-Decode = Callable[
-    [Any, int, int, int], Any
-]  # the view or the bytes, where the value starts and stops in it, the sample
 
 _two_ends = struct.Struct("<QQ").unpack_from
 
@@ -287,7 +283,7 @@ def open_items(view: Any, footer: Footer, position: int, path: str, access: Acce
     """Return the values of field `position` of a file whose bytes are `view`: a memoryview, or what `access` is for."""
     field = footer.schema.fields[position]
     kind = field.kind
-    describe = _Describe(path, field.name)
+    describe = Describe(path, field.name)
     section = partial(access.section, view)
     items: MappedItems
     if isinstance(kind, Fixed) and kind.is_column:
@@ -295,7 +291,7 @@ def open_items(view: Any, footer: Footer, position: int, path: str, access: Acce
     elif not field.is_payload:
         values = footer.section("values", position)
         ends = section(footer.section("value_ends", position))
-        items = access.variable(access.part(view, values.data, values.end), ends, _decoder(kind), describe=describe)
+        items = access.variable(access.part(view, values.data, values.end), ends, decoder_of(kind), describe=describe)
     elif (constant := footer.constant) is not None:
         assert isinstance(kind, Array)
         offset = constant[1][footer.schema.payload_numbers[position]]
@@ -310,13 +306,13 @@ def open_items(view: Any, footer: Footer, position: int, path: str, access: Acce
         data, ends = access.part(view, 0, footer.data_end), section(footer.section("ends"))
         if isinstance(kind, Array):
             shapes = section(footer.section("shape", position)) if kind.unknown > 1 else None
-            decode = _array_decoder(kind, shapes)
+            decode = array_decoder_of(kind, shapes)
         else:
             shapes, mapped = None, isinstance(view, memoryview) and not field.is_compressed
-            decode = _decoder(kind, view.obj if mapped else None)
+            decode = decoder_of(kind, view.obj if mapped else None)
         if field.is_compressed:
             where["is_compressed"] = True
-            decode = _decompressing(decode, view, footer, position, shapes)
+            decode = decompressing(decode, view, footer, position, shapes)
         if not isinstance(kind, Array) or kind.unknown or kind.nullable:
             items = access.variable(data, ends, decode, **where)
         else:
@@ -324,84 +320,3 @@ def open_items(view: Any, footer: Footer, position: int, path: str, access: Acce
     if kind.nullable:
         return NullableItems(items, section(footer.section("valid", position)))
     return items
-
-
-def _decoder(kind: Kind, mapped: mmap.mmap | None = None) -> Decode:
-    assert isinstance(kind, Variable)
-    if type(kind).decode is Variable.decode:
-        if mapped is not None:  # a slice of an mmap is bytes at once
-            return lambda view, start, stop, _: mapped[start:stop]
-        return lambda view, start, stop, _: bytes(view[start:stop])
-    decode = kind.decode
-    return lambda view, start, stop, _: decode(view[start:stop])
-
-
-def _decompressing(decode: Decode, view: Any, footer: Footer, position: int, shapes: NdArray | None) -> Decode:
-    """Return `decode` for values that are compressed: arrays lie in memory of their own then, read-only all the same."""
-    kind = footer.schema.fields[position].kind
-    dictionary = footer.section("dictionary", position)
-    decompress = Decompressor(view[dictionary.data : dictionary.end])
-    if isinstance(kind, Array) and shapes is not None:
-        size_of: Callable[[int], int | None] = partial(_size_by_shape, kind, shapes)
-    else:
-        known = kind.nbytes if isinstance(kind, Array) else None
-        size_of = lambda index: known  # noqa: E731
-
-    def decompressing(view: memoryview, start: int, stop: int, index: int) -> Any:
-        if start == stop:
-            return decode(view, start, stop, index)
-        content = decompress(view[start:stop], size_of(index))
-        return decode(content, 0, len(content), index)
-
-    return decompressing
-
-
-def _size_by_shape(kind: Array, shapes: NdArray, index: int) -> int:
-    known = math.prod(size for size in kind.shape if size is not None)
-    sizes: list[int] = shapes[index].tolist()
-    return math.prod(sizes) * known * kind.stored.itemsize
-
-
-class _Describe:
-    def __init__(self, path: str, field: str) -> None:
-        self._path, self._field = path, field
-
-    def __call__(self, index: int) -> str:
-        return f"{printable(self._path)}: sample {index}, field '{printable(self._field)}'"
-
-
-def _array_decoder(kind: Array, shapes: NdArray | None) -> Decode:
-    """Return the function that turns an item's bytes into an array, after checking them against the shape."""
-    dtype, size, shape = (
-        kind.stored,
-        kind.stored.itemsize,
-        cast("tuple[int, ...]", kind.shape),
-    )  # of which some are None
-    row = math.prod(known for known in shape if known is not None) * size
-    if shapes is not None:
-
-        def decode(view: memoryview, start: int, stop: int, index: int) -> NdArray:
-            sizes = iter(shapes[index].tolist())
-            found = tuple(next(sizes) if known is None else known for known in shape)
-            if math.prod(found) * size != stop - start:
-                raise ValueError(f"{stop - start} bytes for an array of {kind.dtype} {found}")
-            return np.ndarray(found, dtype, view, start)
-
-    elif kind.unknown:
-        axis = kind.shape.index(None)
-        before, after = shape[:axis], shape[axis + 1 :]
-
-        def decode(view: memoryview, start: int, stop: int, index: int) -> NdArray:
-            length = stop - start
-            if length % row:
-                raise ValueError(f"{length} bytes for an array of {kind.dtype} {shape}")
-            return np.ndarray((*before, length // row, *after), dtype, view, start)
-
-    else:
-
-        def decode(view: memoryview, start: int, stop: int, index: int) -> NdArray:
-            if stop - start != row:
-                raise ValueError(f"{stop - start} bytes for an array of {kind.dtype} {shape}")
-            return np.ndarray(shape, dtype, view, start)
-
-    return decode

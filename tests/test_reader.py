@@ -312,7 +312,7 @@ def test_paths_that_cannot_be_opened(tmp_path: Path) -> None:
         assert caught.value.errno == number
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "socket"))
-        with pytest.raises(OSError, match="socket"):
+        with pytest.raises(FormatError, match="not a regular file, so not an mmds file"):
             mmds.open(tmp_path / "socket")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "loop", "socket"]
 
