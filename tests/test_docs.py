@@ -16,6 +16,8 @@ from click.testing import CliRunner
 import mmds
 from mmds.cli import main
 from tests.samples import jpeg
+from tests.test_integrity import flip
+from tests.test_positioned import write_blocks
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,6 +62,21 @@ def test_the_page_about_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         exec(compile(block, "sources.md", "exec"), {})
     assert len(blocks) == 2
     assert [path.name for path in sorted((tmp_path / "two").rglob("*"))] == ["a", "1.txt", "2.txt", "b"]
+
+
+def test_the_page_about_reliability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command says what the page shows, and its Python block runs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("out", "damaged"):
+        write_blocks(tmp_path / f"{name}.mmds")
+    flip(tmp_path / "damaged.mmds", 4096 + 25 * 100_032)
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    exec(compile(block, "reliability.md", "exec"), {"MemoryMappedDataset": mmds.MemoryMappedDataset})
+    (command, shown), *others = re.findall(r"^\$ mmds (.*?)\n(.*?)^```", page, re.M | re.S)
+    result = CliRunner().invoke(main, shlex.split(command))
+    assert result.exit_code == 1 and not others
+    assert result.output.replace(f"{tmp_path}/", "") == shown
 
 
 def test_links_in_documents_lead_somewhere() -> None:
