@@ -16,6 +16,7 @@ import pytest
 import mmds
 from mmds.errors import ExistsError, FormatError, SourceError, StorageError
 from mmds.format import BLOCK
+from mmds.writer import CHECKPOINT
 from tests.likeness import assert_alike
 from tests.samples import EVERY_KIND, sample
 from tests.test_integrity import flip, write_ragged
@@ -162,8 +163,9 @@ def test_the_command(tmp_path: Path) -> None:
 # Unfinished files
 
 WRITE = """if True:
-    import os, signal, sys, mmds
+    import os, signal, sys, mmds, mmds.writer
     from tests.test_repairing import FIELDS, large
+    mmds.writer.CHECKPOINT = int(sys.argv[4])
     writer = mmds.Writer(sys.argv[1], FIELDS, metadata={"of": "mine"}, compression=sys.argv[3] or None)
     for k in range(int(sys.argv[2])):
         writer.write(large(k))
@@ -194,9 +196,12 @@ FIELDS = {
 }
 
 
-def write_and_kill(folder: Path, count: int, compression: str = "") -> tuple[Path, Path]:
-    """Return the unfinished file and the log that a writer left that was killed after so many samples."""
-    command = [sys.executable, "-c", WRITE, str(folder / "a.mmds"), str(count), compression]
+def write_and_kill(folder: Path, count: int, compression: str = "", blocks: int = 4) -> tuple[Path, Path]:
+    """Return the unfinished file and the log that a writer left that was killed after so many samples.
+
+    It has flushed the index every so many blocks.
+    """
+    command = [sys.executable, "-c", WRITE, str(folder / "a.mmds"), str(count), compression, str(blocks)]
     done = subprocess.run(command, check=False, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     log, left = sorted(folder.iterdir(), key=lambda path: path.suffix)
@@ -206,11 +211,20 @@ def write_and_kill(folder: Path, count: int, compression: str = "") -> tuple[Pat
 
 @pytest.mark.parametrize("compression", ["", "zstd", "zstd:dict"])
 def test_what_a_killed_writer_has_flushed_is_saved(compression: str, tmp_path: Path) -> None:
-    left, log = write_and_kill(tmp_path, 500, compression)
+    is_saved(tmp_path, 60, compression, 4)
+
+
+@pytest.mark.stress
+def test_what_a_killed_writer_has_flushed_every_64_mib_is_saved(tmp_path: Path) -> None:
+    is_saved(tmp_path, 500, "", CHECKPOINT)
+
+
+def is_saved(tmp_path: Path, count: int, compression: str, blocks: int) -> None:
+    left, log = write_and_kill(tmp_path, count, compression, blocks)
     found = mmds.repair(left, tmp_path / "b.mmds")
-    assert 200 < found.samples < 500
+    assert count // 2 < found.samples < count
     reader = mmds.open(tmp_path / "b.mmds")
-    for k in (0, 1, 100, found.samples - 1):
+    for k in (0, 1, found.samples // 2, found.samples - 1):
         assert_alike(reader[k], large(k))
     assert reader.row_of(f"key {found.samples - 1}") == found.samples - 1 and reader.metadata == {"of": "mine"}
     assert mmds.verify(tmp_path / "b.mmds")
@@ -223,15 +237,15 @@ def test_what_a_killed_writer_has_flushed_is_saved(compression: str, tmp_path: P
 
 
 def test_of_an_unfinished_file_no_more_is_saved_than_is_whole(tmp_path: Path) -> None:
-    left, log = write_and_kill(tmp_path, 500)
+    left, log = write_and_kill(tmp_path, 120)
     data, index = left.read_bytes(), log.read_bytes()
     most = mmds.repair(left, tmp_path / "b.mmds").samples
     for change in ("data cut", "data zero", "log cut", "log flipped"):
-        left.write_bytes(data[: 30 * BLOCK + 77] if change == "data cut" else data)
+        left.write_bytes(data[: 15 * BLOCK + 77] if change == "data cut" else data)
         log.write_bytes(index[: len(index) * 2 // 3] if change == "log cut" else index)
         if change == "data zero":  # what a power cut leaves of blocks that were not written yet
             with left.open("r+b") as file:
-                file.seek(20 * BLOCK)
+                file.seek(12 * BLOCK)
                 file.write(bytes(BLOCK))
         if change == "log flipped":
             flip(log, len(index) - 10)
@@ -242,7 +256,7 @@ def test_of_an_unfinished_file_no_more_is_saved_than_is_whole(tmp_path: Path) ->
 
 
 def test_an_unfinished_file_that_nothing_is_known_of(tmp_path: Path) -> None:
-    left, log = write_and_kill(tmp_path, 300)
+    left, log = write_and_kill(tmp_path, 40)
     whole = log.read_bytes()
     log.write_bytes(whole[:10])
     with pytest.raises(FormatError, match="does not say which fields there are"):
@@ -256,9 +270,10 @@ def test_an_unfinished_file_that_nothing_is_known_of(tmp_path: Path) -> None:
         mmds.repair(left, tmp_path / "b.mmds")
 
 
-def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmds.writer.CHECKPOINT", 4)
     with mmds.Writer(tmp_path / "a.mmds", FIELDS) as writer:
-        writer.extend(large(k) for k in range(300))
+        writer.extend(large(k) for k in range(40))
         _, left = sorted(tmp_path.iterdir(), key=lambda path: path.suffix)
         with pytest.raises(StorageError, match="still being written"):
             mmds.repair(left, tmp_path / "b.mmds")
