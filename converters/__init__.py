@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmds.converters.extensions import FILMS, SOUNDS, has_class_arrays, only_holds
+from mmds.converters.inside import refuse_special
 from mmds.converters.suffixes import is_shards
 from mmds.errors import OptionError, SourceError, printable
 
@@ -139,7 +140,7 @@ def sources(path: str | os.PathLike[str], format: str | None = None, **options: 
     path = Path(path)
     if format is not None and format not in FORMATS:
         raise SourceError(f"no source format '{printable(format)}'; there are: {', '.join(FORMATS)}")
-    path.stat()
+    refuse_special(path)
     found = [name for name in FORMATS if FORMATS[name].recognise(path)] if format is None else [format]
     if not found:
         known = ", ".join(f"{name} ({each.what})" for name, each in FORMATS.items())

@@ -55,8 +55,10 @@ def blaming(where: str) -> Iterator[None]:
     """Turn what a library raises over damaged data, which may be anything, into a `FormatError`."""
     try:
         yield
-    except (MmdsError, MemoryError, NameError, AssertionError):  # mistakes in the code are not damage either
+    except (MmdsError, NameError, AssertionError):  # mistakes in the code are not damage either
         raise
+    except MemoryError as error:
+        raise FormatError(f"{where}: it takes more memory than there is ({printable(error)})") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
             raise
@@ -136,7 +138,8 @@ class ArrayStore:
                 raise self._error(f"the array {printable(name)} is missing")
             array = arrays[name]
             rows = None if name == f"{array_name(field)}/values" else self.n + (name == f"{array_name(field)}/offsets")
-            if array.dtype != dtype or tuple(array.shape[1:]) != row or rows not in (None, array.shape[0]):
+            shape = tuple(array.shape)
+            if array.dtype != dtype or not shape or shape[1:] != row or rows not in (None, shape[0]):
                 expected = ("any", *row) if rows is None else (rows, *row)
                 raise self._error(
                     f"the array {printable(name)} is {array.dtype} {array.shape}, expected {dtype} {expected}"

@@ -19,10 +19,12 @@ from mmds.converters.arrowtypes import KEY
 from mmds.converters.arrowwriter import ArrowWriter
 from mmds.converters.batches import Batches
 from mmds.converters.chunkcache import ChunkCache
+from mmds.converters.inside import plain_file
 from mmds.errors import FormatError, printable
 from mmds.schema import Schema
 from mmds.store import file_identity
 
+MAX_STATE_BYTES = 2**24
 READ = pa.ipc.IpcReadOptions(use_threads=False)  # a pool of threads does not survive a fork
 
 
@@ -33,7 +35,7 @@ def open_store(path: str) -> ArrowStore:
         batches = MappedBatches(files)
     except FormatError:
         raise
-    except (pa.ArrowException, ValueError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
         if getattr(error, "errno", None):  # the operating system's, not Arrow's
             raise
         raise FormatError(f"{printable(path)}: not a whole Arrow file: {printable(error)}") from None
@@ -46,18 +48,27 @@ def _saved(folder: Path) -> list[str]:
     state = folder / "state.json"
     if not state.exists():
         splits = folder / "dataset_dict.json"
-        hint = f"; open one of its splits: {printable(splits.read_text(), 300)}" if splits.exists() else ""
+        hint = ""
+        if splits.exists():
+            with open(plain_file(splits, folder), encoding="utf-8", errors="replace") as file:
+                hint = f"; open one of its splits: {printable(file.read(1000), 300)}"
         raise FormatError(f"{printable(folder)}: a folder without state.json, so no saved dataset{hint}")
     try:
-        said = json.loads(state.read_bytes())
+        plain_file(state, folder)
+        with state.open("rb") as file:
+            said = json.loads(file.read(MAX_STATE_BYTES))
         names = [entry["filename"] for entry in said["_data_files"]]
         if said.get("_indices_data_files"):
             raise ValueError("it is a selection by indices; save it again with a newer datasets")
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError("its data files are not names")
+        return [plain_file(folder / name, folder) for name in names]
+    except OSError as error:
+        raise FormatError(f"{printable(folder)}: a file of it cannot be read: {printable(error)}") from None
+    except FormatError:
+        raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{printable(state)}: cannot be read: {printable(error)}") from None
-    return [str(folder / name) for name in names]
 
 
 class MappedBatches(Batches):
@@ -102,9 +113,12 @@ class MappedBatches(Batches):
 
 
 def _read_batch(file: str, number: int) -> pa.RecordBatch:
-    with pa.ipc.open_file(pa.memory_map(file), options=READ) as reader:
-        batch = reader.get_batch(number)
-    batch.validate()
+    try:
+        with pa.ipc.open_file(pa.memory_map(file), options=READ) as reader:
+            batch = reader.get_batch(number)
+        batch.validate()
+    except (pa.ArrowException, MemoryError) as error:
+        raise FormatError(f"{printable(file)}: batch {number}: {printable(error)}") from None
     return batch
 
 

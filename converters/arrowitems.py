@@ -100,7 +100,7 @@ class ChunkedColumn:
         if piece is None:
             try:
                 piece = Piece(self._chunks, chunk, self._leaf, self._read_outside)
-            except (ValueError, pa.ArrowException) as error:
+            except (ValueError, MemoryError, pa.ArrowException) as error:
                 raise self._error(self._chunks.bounds.item(chunk), error) from None
             if len(self._pieces) >= self._chunks.kept:
                 self._pieces = {}
@@ -123,7 +123,7 @@ class ChunkedColumn:
         for piece, first, begin, end in self.spans(start, stop):
             try:
                 parts.append(piece.rows(begin, end))
-            except (ValueError, pa.ArrowException) as error:
+            except (ValueError, MemoryError, pa.ArrowException) as error:
                 raise self._error(first + begin, error) from None
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -137,12 +137,12 @@ class ChunkedColumn:
         piece, _, row, _ = next(self.spans(index, index + 1))
         try:
             return piece.value(row)
-        except (ValueError, OSError, pa.ArrowException) as error:
+        except (ValueError, OSError, MemoryError, pa.ArrowException) as error:
             raise self._error(index, error) from None
 
     def _error(self, index: int, error: Exception) -> FormatError:
         where = f"{printable(self._path)}: sample {index}, field '{printable(self._name)}'"
-        return FormatError(f"{where}: {printable(error)}")
+        return FormatError(f"{where}: {printable(error) or 'it takes more memory than there is'}")
 
 
 class CopiedItems(RunItems):

@@ -7,6 +7,7 @@ that declare much more than the file holds.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import h5py
 import numpy as np
 
+from mmds.columns import Column
 from mmds.converters.arrays import ArrayWriter
 from mmds.converters.arraystore import ArrayStore, Rowed, blaming, refuse_chunk, refuse_inflation
 from mmds.errors import FormatError, SchemaError, printable
@@ -30,14 +32,46 @@ MAX_DEPTH = 32
 DESCRIPTION = "__mmds__"  # no field's array is called so
 
 
+class _Output(io.FileIO):
+    """A file that takes everything and keeps its first error: HDF5 crashes the process, later, once it has seen one."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        try:
+            while view and self.error is None:
+                view = view[super().write(view) or 0 :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
 class Writer(ArrayWriter):
     """Writes an HDF5 file. Chunks hold whole samples, about 64 KiB of them, for random access."""
 
     block_bytes: ClassVar[int] = 2**22
     _file: Any = None
+    _output: _Output | None = None
 
     def create_group(self) -> None:
-        self._file = h5py.File(self.staging.content, "w", libver=("v110", "v110"))
+        self._output = _Output(self.staging.content, "x+")
+        self._file = h5py.File(self._output, "w", libver=("v110", "v110"))
+
+    def append(self, columns: list[Column], size: int) -> None:
+        super().append(columns, size)
+        self._check()
+
+    def _check(self) -> None:
+        if self._output is not None and self._output.error is not None:
+            raise self._output.error
 
     def create_array(
         self, name: str, dtype: np.dtype[Any], row: tuple[int, ...], chunk: int, block: int
@@ -59,9 +93,14 @@ class Writer(ArrayWriter):
         self._file.create_dataset(DESCRIPTION, data=np.frombuffer(description.encode(), np.uint8))
 
     def close_library(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        output, self._output = self._output, None
+        if output is not None:
+            output.close()
+            if output.error is not None:
+                raise output.error
 
 
 class HDF5Store(ArrayStore):

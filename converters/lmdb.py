@@ -25,6 +25,7 @@ import os
 import lmdb
 
 from mmds import canonical
+from mmds.converters.inside import plain_file
 from mmds.converters.lmdbenvironment import KEY, LmdbStore, shared_environment
 from mmds.converters.lmdbforeign import open_foreign
 from mmds.converters.lmdbrecords import FixedRecordItems, RecordItems, Records
@@ -42,6 +43,8 @@ def open_store(path: str) -> LmdbStore:
     file = os.path.join(path, "data.mdb") if os.path.isdir(path) else path  # noqa: PTH112, PTH118
     if file != path and not os.path.exists(file):  # noqa: PTH110
         raise FormatError(f"{printable(path)}: a folder without data.mdb, so not an LMDB database")
+    if file != path:
+        plain_file(file, path)
     identity = file_identity(file)
     environment = shared_environment(file)
     try:

@@ -29,10 +29,10 @@ class Environment:
         except lmdb.Error as error:
             raise FormatError(f"{printable(file)}: not an LMDB database: {printable(error)}") from None
         pages, size = self.lmdb.info()["last_pgno"] + 1, self.lmdb.stat()["psize"]
-        actual = os.stat(file).st_size  # noqa: PTH116
-        if actual < pages * size:
+        self.size = os.stat(file).st_size  # noqa: PTH116
+        if self.size < pages * size:
             self.lmdb.close()
-            raise FormatError(f"{printable(file)}: truncated: {actual} bytes for {pages} pages of {size}")
+            raise FormatError(f"{printable(file)}: truncated: {self.size} bytes for {pages} pages of {size}")
 
 
 _open_environments: WeakValueDictionary[str, Environment] = WeakValueDictionary()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import lmdb
 import numpy as np
 
 from mmds.converters.lmdbenvironment import Environment, LmdbStore
@@ -24,10 +26,21 @@ def open_foreign(path: str, identity: str, environment: Environment) -> LmdbStor
         cursor = transaction.cursor()
         first = cursor.key() if cursor.first() else b""
         n = transaction.stat()["entries"]
+    if n > environment.size:
+        raise FormatError(f"{printable(path)}: {n} entries in {environment.size} bytes")
     entries = Entries(path, environment, n)
     keys: Text | Bytes = Text(key=True) if _is_readable(first) else Bytes(key=True)
     schema = Schema({"key": keys, "value": Bytes()})
     return LmdbStore(path, schema, n, {}, identity, [EntryItems(entries.key, keys), EntryItems(entries.value, Bytes())])
+
+
+@contextmanager
+def _blaming(path: str) -> Iterator[None]:
+    """Turn what LMDB finds wrong with its pages into a `FormatError`."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise FormatError(f"{printable(path)}: {printable(error)}") from None
 
 
 def _is_readable(key: bytes) -> bool:
@@ -54,7 +67,7 @@ class Entries:
     def value(self, position: int) -> memoryview:
         """Return a value, as a view of the mapped file."""
         key = self.key(position)
-        with self._environment.lmdb.begin(buffers=True) as transaction:
+        with _blaming(self._path), self._environment.lmdb.begin(buffers=True) as transaction:
             value = transaction.get(key)
         if value is None:
             raise FormatError(f"{printable(self._path)}: the key of entry {position} is gone")
@@ -64,7 +77,7 @@ class Entries:
         keys = bytearray()
         ends = np.zeros(self._n + 1, np.int64)
         number = 0
-        with self._environment.lmdb.begin(buffers=True) as transaction:
+        with _blaming(self._path), self._environment.lmdb.begin(buffers=True) as transaction:
             for key in transaction.cursor().iternext(keys=True, values=False):
                 number += 1
                 if number <= self._n:

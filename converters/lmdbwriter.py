@@ -31,9 +31,11 @@ class Writer(StoreWriter):
         self._fields = [field.kind for field in schema.fields]
         self._written = 0
         self.staging.content.mkdir()
-        self._environment = lmdb.open(
-            str(self.staging.content), map_size=FIRST_MAP, lock=False, sync=False, metasync=False, max_dbs=0
-        )
+        path = str(self.staging.content)
+        try:
+            self._environment = lmdb.open(path, map_size=FIRST_MAP, lock=False, sync=False, metasync=False, max_dbs=0)
+        except lmdb.Error as error:
+            raise StorageError(errno.EIO, f"cannot write {self._shown}: {printable(error)}") from error
 
     def append(self, columns: list[Column], size: int) -> None:
         """Write samples in one transaction."""

@@ -71,6 +71,10 @@ class Shard:
             raise SourceError(f"{file.size} bytes; the index says {part.bytes}")
         if compression and entry.raw_data.bytes > FREE_BYTES + MAX_RATIO * file.size:
             raise SourceError(f"{entry.raw_data.bytes} bytes, compressed to {file.size}, which no compression does")
+        if entry.raw_data.bytes < 4 * (entry.samples + 2):  # the offsets alone
+            raise SourceError(
+                f"{entry.samples} samples in {entry.raw_data.bytes} bytes, which the index says, do not fit"
+            )
         if check:
             _check_hashes(file, part.hashes)
         hashes = tuple(entry.raw_data.hashes.items()) if compression and check else ()

@@ -47,7 +47,8 @@ def sources(path: Path) -> list[Source]:
     shown = printable(path)
     if path.suffix not in (".idx", ".bin"):
         raise SourceError(f"{shown}: expected a file that ends in .idx or .bin")
-    index, tokens = whole_source(path.with_suffix(".idx")), whole_source(path.with_suffix(".bin"))
+    index = whole_source(path.with_suffix(".idx"))
+    tokens = whole_source(path.with_suffix(".bin"), str(Path(index.path).parent))  # no link leads to files elsewhere
     try:
         found = Index.parse(index)
     except SourceError as error:

@@ -13,6 +13,7 @@ process that reads them, up to 2 GiB. Refused are object arrays, which hold pick
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ import numpy as np
 from mmds import canonical
 from mmds.converters.arrays import ArrayWriter
 from mmds.converters.arraystore import ArrayStore
+from mmds.converters.inside import plain_file
 from mmds.converters.npz import DESCRIPTION, map_block, read_archive, write_archive
 from mmds.dtypes import LOGICAL
 from mmds.errors import FormatError, printable
@@ -74,8 +76,9 @@ class Writer(ArrayWriter):
             write_archive(self._folder, self.staging.content)
 
     def close_library(self) -> None:
-        for file in self._files or ():
-            file.close()
+        with contextlib.ExitStack() as stack:  # all of them, if one cannot be completed too
+            for file in self._files or ():
+                stack.callback(file.close)
 
     @property
     def _suffix(self) -> str:
@@ -107,9 +110,9 @@ class _NpyFile:
     def close(self) -> None:
         """Complete the file."""
         if not self._file.closed:
-            self._file.seek(0)
-            self._write_header()
-            self._file.close()
+            with self._file:
+                self._file.seek(0)
+                self._write_header()
 
 
 class NpyStore(ArrayStore):
@@ -142,7 +145,7 @@ def _read_folder(path: str) -> tuple[dict[str, Any], bytes | None]:
         if file.is_symlink() or not file.is_file():
             raise FormatError(f"{where}: not a plain file: refused, data must be in the folder itself")
         arrays[file.relative_to(root).as_posix().removesuffix(".npy")] = map_block(file, where)
-    if not (root / DESCRIPTION).is_file():
+    if not (root / DESCRIPTION).exists():
         return arrays, None
-    with (root / DESCRIPTION).open("rb") as described:
+    with open(plain_file(root / DESCRIPTION, root), "rb") as described:
         return arrays, described.read(canonical.MAX_BYTES + 1)

@@ -26,6 +26,9 @@ MAX_UNPACKED = 2**31  # bytes of compressed members: every process that reads th
 LOCAL_HEADER = np.dtype([("signature", "S4"), ("skipped", "V22"), ("name", "<u2"), ("extra", "<u2")])
 ALIGNMENT = 64  # of members that we write: so that mapped arrays start as they do in .npy files
 DESCRIPTION = "mmds.json"
+MAX_HEADER = 10_012  # bytes: numpy parses no header of more than 10,000, after 12 of magic, version and length
+MAX_RANK = 32  # of an array in every version of numpy
+MAX_BYTES = 2**63 - 1
 
 
 def map_block(path: Path, where: str, start: int = 0, size: int | None = None) -> NdArray:
@@ -34,7 +37,7 @@ def map_block(path: Path, where: str, start: int = 0, size: int | None = None) -
         size = os.fstat(file.fileno()).st_size - start if size is None else size
         file.seek(start)
         shape, fortran, dtype = read_header(file, where, size)
-        if 0 in shape or not dtype.itemsize:
+        if 0 in shape:
             return np.empty(shape, dtype)
         order = cast("Any", "F" if fortran else "C")
         return np.asarray(np.memmap(file, dtype, "r", file.tell(), shape, order))
@@ -43,14 +46,19 @@ def map_block(path: Path, where: str, start: int = 0, size: int | None = None) -
 def read_header(file: Any, where: str, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the header of a block of `size` bytes; `FormatError` unless the block is plain data and whole."""
     start = file.tell()
+    head = io.BytesIO(file.read(min(size, MAX_HEADER)))  # numpy would read as much as the header says that it has
     with blaming(f"{where}: not an .npy block"):
-        version = np.lib.format.read_magic(file)
+        version = np.lib.format.read_magic(head)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read(head)
     if dtype.hasobject:
         raise FormatError(f"{where}: an object array refused: nothing is ever unpickled")
-    if min(shape, default=0) < 0 or file.tell() - start + math.prod(shape) * dtype.itemsize > size:
+    sizes = [length or 1 for length in shape]  # numpy multiplies those of an array without elements, too
+    if not dtype.itemsize or any(type(length) is not int or length < 0 for length in shape) or len(shape) > MAX_RANK:
+        raise FormatError(f"{where}: declares {dtype} {printable(shape)}, which is no array")
+    if math.prod(sizes) * dtype.itemsize > MAX_BYTES or head.tell() + math.prod(shape) * dtype.itemsize > size:
         raise FormatError(f"{where}: declares {dtype} {shape}, but has {size} bytes with its header")
+    file.seek(start + head.tell())
     return shape, fortran, dtype
 
 

@@ -29,7 +29,7 @@ def open_store(path: str) -> ArrowStore:
     identity = file_identity(path)
     try:
         groups = RowGroups(path)
-    except (pa.ArrowException, ValueError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
         if getattr(error, "errno", None):  # the operating system's, not Arrow's
             raise
         raise FormatError(f"{printable(path)}: not a whole Parquet file: {printable(error)}") from None
@@ -72,7 +72,7 @@ class RowGroups:
             rows = self._metadata.row_group(chunk).num_rows
             if len(column) != rows:
                 raise ValueError(f"{len(column)} values for {rows} rows")
-        except (pa.ArrowException, ValueError, OSError, KeyError) as error:
+        except (pa.ArrowException, ValueError, OSError, KeyError, MemoryError) as error:
             where = f"{printable(self._path)}: row group {chunk}, column '{printable(name)}'"
             raise FormatError(f"{where}: {printable(error)}") from None
         if isinstance(column, pa.ChunkedArray):  # what pyarrow returns for no chunks at all, and for some types

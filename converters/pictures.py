@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mmds
+from mmds.decode import REFUSED_PICTURES
 from mmds.errors import SourceError, missing, printable
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def decoded(data: bytes) -> Picture:
         limit, (width, height) = Image.MAX_IMAGE_PIXELS, picture.size
         if limit is not None and width * height > limit:
             raise SourceError(f"{width} x {height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS ({limit})")
+        if picture.format in REFUSED_PICTURES:
+            raise SourceError(f"{picture.format} is not decoded, as that would run another program")
         picture.load()
     except SourceError:
         raise

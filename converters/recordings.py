@@ -14,7 +14,7 @@ from typing import Any
 from mmds.converters.containers import declared_length
 from mmds.converters.extensions import FILMS
 from mmds.converters.signatures import extension
-from mmds.decode import MAX_PIXELS
+from mmds.decode import AV_OPTIONS, MAX_PIXELS
 from mmds.errors import SourceError, missing, printable
 
 AV_SOUNDS = (".aac", ".m4a", ".mp4", ".mov")  # which libsndfile does not know
@@ -80,7 +80,7 @@ def _play(data: bytes, stream: str, all: bool) -> None:
         import av
     except ImportError:
         raise missing("av", "audio" if stream == "audio" else "video", f"checking {stream}") from None
-    with av.open(io.BytesIO(data), "r") as container:
+    with av.open(io.BytesIO(data), "r", options=AV_OPTIONS) as container:
         streams: Any = getattr(container.streams, stream)
         if not streams:
             raise SourceError(f"a file without {stream}")

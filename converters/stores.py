@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmds.converters.inside import refuse_special
 from mmds.errors import SourceError, missing, printable
 from mmds.manifest import MAGIC, NAME
 
@@ -69,6 +70,7 @@ class StoreFormat:
 
     def open(self, path: str) -> Store:
         """Open the store at `path` for reading."""
+        refuse_special(path)
         store: Store = self._load("reading").open_store(path)
         return store
 

@@ -13,15 +13,18 @@ members outside the folder, and arrays that declare much more than it holds.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tiledb
 
+from mmds.columns import Column
 from mmds.converters.arrays import CHUNK_BYTES, ArrayWriter
 from mmds.converters.arraystore import (
     MAX_RATIO,
@@ -32,8 +35,10 @@ from mmds.converters.arraystore import (
     refuse_inflation,
     stored_bytes,
 )
-from mmds.errors import FormatError, SchemaError, printable
+from mmds.converters.inside import refuse_links
+from mmds.errors import FormatError, SchemaError, StorageError, printable
 from mmds.fields import Fixed, Kind
+from mmds.schema import Schema
 from mmds.store import Items, RunItems, file_identity
 
 NdArray = np.ndarray[Any, Any]
@@ -74,8 +79,32 @@ def _context(**options: Any) -> Any:
         os.fork = fork
 
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # which TileDB has in words alone
+
+
+@contextmanager
+def _refusing(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except tiledb.TileDBError as error:
+        number = next((each for each in REFUSALS if os.strerror(each) in str(error)), errno.EIO)
+        raise StorageError(number, f"cannot write {shown}: {printable(error)}") from error
+
+
 class Writer(ArrayWriter):
     """Writes a TileDB group."""
+
+    def create(self, schema: Schema) -> None:
+        with _refusing(self._shown):
+            super().create(schema)
+
+    def append(self, columns: list[Column], size: int) -> None:
+        with _refusing(self._shown):
+            super().append(columns, size)
+
+    def finish(self, schema: Schema) -> None:
+        with _refusing(self._shown):
+            super().finish(schema)
 
     def create_group(self) -> None:
         self._root = str(self.staging.content)
@@ -132,7 +161,8 @@ class Writer(ArrayWriter):
 
     def close_library(self) -> None:
         for array in getattr(self, "_arrays", ()):
-            array.close()
+            with _refusing(self._shown):
+                array.close()
 
 
 class TileRows:
@@ -219,7 +249,10 @@ def open_store(path: str) -> TileStore:
     identity = file_identity(path)
     arrays: dict[str, TileRows] = {}
     with blaming(f"{printable(path)}: not a readable TileDB group"):
-        if not Path(path).is_dir() or tiledb.object_type(path, ctx=context()) is None:
+        if not Path(path).is_dir():
+            raise FormatError(f"{printable(path)}: not a TileDB group or array")
+        refuse_links(path)
+        if tiledb.object_type(path, ctx=context()) is None:
             raise FormatError(f"{printable(path)}: not a TileDB group or array")
         description = _collect(path, path, "", arrays, 0)
         for name, array in arrays.items():

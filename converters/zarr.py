@@ -19,6 +19,7 @@ from zarr.storage import LocalStore
 
 from mmds.converters.arrays import BLOCK_BYTES, ArrayWriter
 from mmds.converters.arraystore import MAX_RATIO, ArrayStore, blaming, refuse_chunk, refuse_inflation, stored_bytes
+from mmds.converters.inside import plain_file
 from mmds.errors import FormatError, printable
 from mmds.store import file_identity
 
@@ -58,6 +59,32 @@ class Writer(ArrayWriter):
 
     def describe(self, description: str) -> None:
         self._group.attrs["mmds"] = description
+
+
+class ConfinedStore(LocalStore):
+    """A folder of which only plain files are read: no link out of it, no FIFO, which would be waited for."""
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        """Return the content of a file, None where there is none."""
+        return await super().get(key, prototype, byte_range) if self._is_plain(key) else None
+
+    def get_sync(self, key: str, **options: Any) -> Any:
+        """Return the content of a file, None where there is none; only newer versions of zarr ask for it so."""
+        return super().get_sync(key, **options) if self._is_plain(key) else None
+
+    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+        """Return parts of files."""
+        ranges = list(key_ranges)
+        for key, _ in ranges:
+            self._is_plain(key)
+        return await super().get_partial_values(prototype, ranges)
+
+    def _is_plain(self, key: str) -> bool:
+        try:
+            plain_file(self.root / key, self.root)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
 
 class Ahead:
@@ -100,7 +127,7 @@ def open_store(path: str) -> ArrayStore:
         warnings.simplefilter(
             "ignore"
         )  # of files that are no part of the hierarchy, of types not yet in the specification
-        root = zarr.open(LocalStore(path, read_only=True), mode="r")
+        root = zarr.open(ConfinedStore(path, read_only=True), mode="r")
         arrays: dict[str, Any] = {}
         if isinstance(root, zarr.Array):
             arrays[""] = root

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,9 @@ def _changing(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Shards, Sequ
             f"{shown}: only a folder of shards can get a column, and this is one file. Make a folder of it: "
             f"mmds convert {shown} FOLDER.mmds --shard-size 1GB"
         )
-    with locked(folder):
+    with ExitStack() as stack:
+        with storage_errors(folder):
+            stack.enter_context(locked(folder))
         store = open_folder(folder)
         yield (folder, store.shards, store.sidecars) if isinstance(store, Joined) else (folder, store, ())
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from mmds.errors import FormatError, missing, printable
 from mmds.fields import Array, Buffer, Bytes, Json, Text
+from mmds.format import MAX_RATIO
 from mmds.schema import Schema
 
 LEVEL, MAX_LEVEL = 3, 22
@@ -24,8 +25,6 @@ HELD_SAMPLES, HELD_BYTES = 1000, 8 * 2**20  # that are held back to train dictio
 DICTIONARY_BYTES = 112_640  # the size that zstd itself takes by default
 DICTIONARY_SHARE = 16  # how many times as large the samples have to be
 CONTEXTS = 16  # decompressors that a thread keeps, of about 100 kB each; those without a dictionary share one
-# No frame holds more: a block of up to 128 KiB takes at least four bytes.
-MAX_RATIO = 2**15
 
 Values = list[Any]  # the encoded values of one sample, or of one field: bytes, arrays, None
 

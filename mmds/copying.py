@@ -81,9 +81,10 @@ class Copier(Writer):
         if not schema.compressed:
             return True
         found = {position: stored.dictionaries(position) for position in schema.compressed}
-        if not self._n:
-            self._dictionaries = {position: each[0] for position, each in found.items()}
-            self._begin_samples(schema, self._dictionaries)
+        if not self._n and not self._dictionaries:  # once, also where the first samples turn out not to be whole
+            first = {position: each[0] for position, each in found.items()}
+            self._begin_samples(schema, first)
+            self._dictionaries = first
         return all(each == [self._dictionaries[position]] for position, each in found.items())
 
     def _copy(self, stored: Stored) -> None:

@@ -1,9 +1,14 @@
-"""Decoding the encoded files that samples hold: pictures, sounds and films, each with the field's own library."""
+"""Decoding the encoded files that samples hold: pictures, sounds and films, each with the field's own library.
+
+Nobody vouches for these files. What would open another file, a connection or a program is refused: FFmpeg gets no playlists,
+Pillow no PostScript. So is what would decode to more than the limits here, or than there is memory for.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,8 +21,30 @@ NdArray = np.ndarray[Any, Any]
 JPEG_MAGIC = b"\xff\xd8\xff"
 SIMPLEJPEG_SPACES = {"RGB": "RGB", "L": "GRAY"}
 MAX_PIXELS = 2**28  # a picture of 16384 x 16384; more is taken for a decompression bomb
+MAX_FILM_PIXELS = 2**31  # of all frames of a film: 6 GiB
+MAX_NUMBERS = 2**30  # of a sound: 4 GiB, three hours of stereo at 48 kHz
+# Containers that hold their streams themselves. FFmpeg also knows playlists and descriptions of streams, which name others.
+AV_OPTIONS = {
+    "format_whitelist": "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,ivf,gif,yuv4mpegpipe,aac,wav,mp3,flac",
+    "protocol_whitelist": "none",
+}
+REFUSED_PICTURES = ("EPS",)  # Pillow runs Ghostscript for these
 
 
+@contextmanager
+def _blaming() -> Iterator[None]:
+    """Turn what decoders raise over damaged files, which may be anything, into a ValueError; an OSError stays one."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise
+    except MemoryError:
+        raise ValueError("decoding it takes more memory than there is") from None
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+@_blaming()
 def picture(data: bytes, mode: str | None) -> NdArray:
     """Return an encoded picture as uint8 of shape (height, width, channels), in `mode` or as the file has it.
 
@@ -43,6 +70,7 @@ def _with_pillow(data: bytes, mode: str | None) -> NdArray:
     return array[:, :, None] if array.ndim == 2 else array
 
 
+@_blaming()
 def pil(data: bytes, mode: str | None) -> Any:
     """Return an encoded picture as a PIL image in `mode`, or as the file has it. Raises ValueError or OSError."""
     try:
@@ -55,12 +83,15 @@ def pil(data: bytes, mode: str | None) -> Any:
         raise ValueError(str(error)) from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS} are not decoded")
+    if image.format in REFUSED_PICTURES:
+        raise ValueError(f"{image.format} is not decoded, as that would run another program")
     image.load()
     return image if mode is None else image.convert(mode)
 
 
+@_blaming()
 def sound(data: bytes) -> NdArray:
-    """Return an encoded sound as float32 of shape (channels, frames), in -1..1. Raises ValueError, OSError or RuntimeError.
+    """Return an encoded sound as float32 of shape (channels, frames), in -1..1. Raises ValueError or OSError.
 
     AAC and M4A, which libsndfile does not know, go through PyAV.
     """
@@ -70,8 +101,14 @@ def sound(data: bytes) -> NdArray:
         import soundfile
     except ImportError:
         raise missing("soundfile", "audio", "decoding sounds") from None
-    samples, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    return np.ascontiguousarray(samples.T)
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        _refuse_sound(file.frames * file.channels)
+        return np.ascontiguousarray(file.read(dtype="float32", always_2d=True).T)
+
+
+def _refuse_sound(numbers: int) -> None:
+    if numbers > MAX_NUMBERS:
+        raise ValueError(f"a sound of {numbers} numbers; more than {MAX_NUMBERS} are not decoded")
 
 
 def _sound_with_av(data: bytes) -> NdArray:
@@ -79,25 +116,40 @@ def _sound_with_av(data: bytes) -> NdArray:
         import av
     except ImportError:
         raise missing("av", "audio", "decoding AAC") from None
-    with av.open(io.BytesIO(data), "r") as container:
+    frames: list[NdArray] = []
+    numbers = 0
+    with av.open(io.BytesIO(data), "r", options=AV_OPTIONS) as container:
         if not container.streams.audio:
             raise ValueError("a file without sound")
         planar = av.AudioResampler(format="fltp")
-        frames = [part.to_ndarray() for frame in container.decode(audio=0) for part in planar.resample(frame)]
+        for frame in container.decode(audio=0):
+            for part in planar.resample(frame):
+                frames.append(part.to_ndarray())
+                numbers += frames[-1].size
+                _refuse_sound(numbers)
     if not frames:
         raise ValueError("a sound without frames")
     samples: NdArray = np.concatenate(frames, axis=1)
     return samples
 
 
+@_blaming()
 def film(data: bytes) -> NdArray:
     """Return all frames of an encoded film as uint8 of shape (frames, height, width, 3). Raises ValueError or OSError."""
     try:
         import av
     except ImportError:
         raise missing("av", "video", "decoding films") from None
-    with av.open(io.BytesIO(data), "r") as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    frames: list[NdArray] = []
+    pixels = 0
+    with av.open(io.BytesIO(data), "r", options=AV_OPTIONS) as container:
+        if not container.streams.video:
+            raise ValueError("a file without pictures")
+        for frame in container.decode(video=0):
+            pixels += frame.width * frame.height
+            if pixels > MAX_FILM_PIXELS or frame.width * frame.height > MAX_PIXELS:
+                raise ValueError(f"a film of {pixels} pixels or more; more than {MAX_FILM_PIXELS} are not decoded")
+            frames.append(frame.to_ndarray(format="rgb24"))
     if not frames:
         raise ValueError("a film without frames")
     return np.stack(frames)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,9 +69,9 @@ class FileBytes:
         self.path = path
         self.fd, self._length = open_regular(path)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # its own: at exit, `os` may be gone
         if hasattr(self, "fd"):
-            os.close(self.fd)
+            close(self.fd)
 
     def __len__(self) -> int:
         return self._length

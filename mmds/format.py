@@ -43,13 +43,14 @@ compressed. The bytes before it, from ``ends[k]`` on, MUST be zero. The last ite
 starts at 4096 = ``ends[0]``.
 
 An array's bytes are its elements in C order. If one dimension is unknown it follows from the item's length; if two or
-more are, the `shape` section holds them. Text is UTF-8, json is UTF-8 JSON text. A null value (see `valid`) has no bytes
-in the payload and zeros in a column.
+more are, the `shape` section holds them; with 0 counting as 1 the product in bytes is below 2**63. Text is UTF-8, json is
+UTF-8 JSON text. A null value (see `valid`) has no bytes in the payload and zeros in a column.
 
 A payload field with ``"compression": "zstd"`` is *compressed*: a value's bytes, if it has any, are stored as one Zstandard
 frame (RFC 8878) and nothing else. The frame header MUST state the size of the content, and a reader MUST NOT believe more
 than 2**15 times the size of the frame, nor another size than an array of known shape has. Frames may need the field's
-`dictionary`. A value without bytes has no frame.
+`dictionary`. A value without bytes has no frame. Room for all arrays of known shape, as small as they can be then, MUST
+be in the data; a reader SHOULD check that before it allocates a batch of them.
 
 If all payload fields are arrays of known shape, neither nullable nor empty nor compressed, and the first has the largest
 alignment, items have constant positions: with ``stride = align_up(size of one sample's items, align_0)`` sample i begins
@@ -231,6 +232,7 @@ NPY_HEADER = 128
 BLOCK = 2**20
 KEY_ROLES = ("key_hashes", "key_rows")
 MAX_DICTIONARY = 2**20
+MAX_RATIO = 2**15  # of a frame's content to its size: a block of up to 128 KiB takes at least four bytes
 COMPRESSED = 1  # the incompatible-feature bit of files with compressed fields
 KNOWN_INCOMPATIBLE = COMPRESSED
 

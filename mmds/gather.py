@@ -6,7 +6,6 @@ copy itself. So large batches live in buffers that are used again, as soon as no
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
 from collections.abc import Callable
@@ -48,11 +47,13 @@ class _Lease:
         self._buffer, self._free = buffer, free
         self.__array_interface__ = buffer.array.__array_interface__
 
-    def __del__(self) -> None:
+    def __del__(self, most: int = KEPT_BUFFERS) -> None:  # its own: at exit, names of the module may be gone
         self._free.append(self._buffer)
-        if len(self._free) > KEPT_BUFFERS:  # the one unused for longest: other sizes are in use now
-            with contextlib.suppress(IndexError):  # another thread may have taken some meanwhile
+        if len(self._free) > most:  # the one unused for longest: other sizes are in use now
+            try:
                 self._free.pop(0)
+            except IndexError:  # another thread has taken some meanwhile
+                return
 
 
 _free: list[_Buffer] = []  # without a lock: it may be held when the garbage collector calls __del__

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmds.errors import FormatError, OptionError, printable
-from mmds.manifest import Shard
+from mmds.manifest import Shard, parse_entry
 from mmds.publish import storage_errors, sync_folder
 
 NAME = "unfinished.jsonl"
@@ -40,7 +41,7 @@ class Journal:
         self.entries: list[Entry] = []
         self.conversion: Any = None
         with storage_errors(self.path):
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             self._fd = os.open(self.path, flags, 0o666)
         try:
             self._read()
@@ -67,7 +68,7 @@ class Journal:
     def remove(self) -> None:
         """Remove the file, since the dataset is complete."""
         with storage_errors(self.path):
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)  # if it could not even be made
         self.close()
 
     def close(self) -> None:
@@ -85,6 +86,8 @@ class Journal:
             os.fsync(self._fd)
 
     def _read(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # reading a FIFO would wait for ever
+            raise FormatError(f"{printable(self.path)}: not a regular file, so no journal")
         with storage_errors(self.path), self.path.open("rb") as file:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]  # the last line may have been cut by a crash
@@ -99,8 +102,14 @@ class Journal:
             for line in lines[1:]:
                 found = json.loads(line)
                 errors = [(name, reason) for name, reason in found["errors"]]
-                self.entries.append(Entry(Shard(**found["shard"]), found["item"], found["outputs"], errors))
-        except (ValueError, KeyError, TypeError) as error:
+                shard = parse_entry(found["shard"], "a shard")
+                numbers, texts = (found["item"], found["outputs"]), [text for pair in errors for text in pair]
+                if any(type(number) is not int or number < 0 for number in numbers):
+                    raise ValueError(f"item and outputs are {numbers}")
+                if not all(isinstance(text, str) for text in texts):
+                    raise ValueError("an error that is no pair of texts")
+                self.entries.append(Entry(shard, *numbers, errors))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(
                 f"{printable(self.path)}: damaged ({printable(error)}); start anew with overwrite"
             ) from None

@@ -228,16 +228,17 @@ def _read(path: Path) -> bytes:
             raise FormatError("not a regular file, so not a manifest")
         if status.st_size > canonical.MAX_BYTES:
             raise FormatError(f"{status.st_size} bytes; at most {canonical.MAX_BYTES} are allowed")
-        return file.read(canonical.MAX_BYTES + 1)
+        return file.read(status.st_size + 1)  # which allocates as much
 
 
 def _entries(listed: Any, what: str) -> tuple[Shard, ...]:
     if not isinstance(listed, list):
         raise FormatError(f"{what} is a {type(listed).__name__}, expected a list")
-    return tuple(_entry(entry, f"{what}[{number}]") for number, entry in enumerate(listed))
+    return tuple(parse_entry(entry, f"{what}[{number}]") for number, entry in enumerate(listed))
 
 
-def _entry(entry: Any, where: str) -> Shard:
+def parse_entry(entry: Any, where: str) -> Shard:
+    """Return what an entry says of a file, all rules checked; `FormatError` that begins with `where`."""
     if not isinstance(entry, dict) or entry.keys() != _ENTRY:
         raise FormatError(f"{where} is {printable(repr(entry))}, expected an object with keys {sorted(_ENTRY)}")
     path, n, size, content_id = entry["path"], entry["n"], entry["bytes"], entry["content_id"]

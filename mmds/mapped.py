@@ -30,10 +30,11 @@ class MappedFile(DataFile):
             mapped = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
         finally:
             os.close(fd)
-        content = bytes(mapped) if in_memory else mapped
         self._readahead = None if in_memory else Readahead(mapped)
         with touching_little(mapped):
-            super().__init__(path, memoryview(content).toreadonly(), MAPPED)  # nobody can make arrays over it writable
+            super().__init__(path, memoryview(mapped).toreadonly(), MAPPED)  # nobody can make arrays over it writable
+        if in_memory:  # only now: what is no dataset may have any size
+            self.view = memoryview(bytes(mapped))
         self._open_items()
 
     def wanted(self, samples: int) -> bool:

@@ -16,6 +16,7 @@ from mmds.fields import Array, Fixed, Json, Kind, Label, Text
 NdArray = np.ndarray[Any, Any]
 
 CHUNK = 2**18  # samples that are looked at together
+MAX_SIZE = 2**63  # of an array, with 0 counting as 1: no library can say more
 DECODED = 2**8  # samples that are decoded together
 
 
@@ -111,5 +112,5 @@ def _lengths_fit(file: DataFile, position: int, kind: Array, lengths: NdArray, r
         return np.asarray(lengths % known == 0 if kind.unknown else lengths == known)
     shapes = file.array(file.footer.section("shape", position))[rows]
     # float64 is exact up to 2**53, which no length exceeds; larger products differ from every length anyway
-    products = np.where((shapes == 0).any(axis=1), 0.0, shapes.astype(np.float64).prod(axis=1) * known)
-    return np.asarray(products == lengths)
+    sizes = np.maximum(shapes, 1).astype(np.float64).prod(axis=1) * known
+    return np.asarray((np.where((shapes == 0).any(axis=1), 0.0, sizes) == lengths) & (sizes < MAX_SIZE))

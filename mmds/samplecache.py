@@ -2,7 +2,7 @@
 
     0       header of 4096 bytes: magic, number of samples, what the samples are of, where the next record goes
     4096    a table of u64, one per sample: where its record is; 0: nowhere yet
-            records at multiples of 64: 8 bytes length, 8 bytes XXH3-64, the sample as `mmds.nested` has it
+            records at multiples of 64: 8 bytes length, 8 bytes XXH3-64 (seed: the sample's number), the sample (`mmds.nested`)
 
 A record is written before the table says where it is, and is never changed afterwards, so that readers need no lock. Writers
 lock the entry of the table (an open file description lock, which the kernel takes back from a process that ends): the second
@@ -20,6 +20,7 @@ import mmap
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from mmds.publish import storage_errors
 
 NdArray = np.ndarray[Any, Any]
 
-MAGIC = b"\x89MMDCACH"
+MAGIC = b"\x89MMDCAC2"
 HEADER = np.dtype(
     [("magic", "V8"), ("n", "<u8"), ("identity", "V16"), ("size", "<u8"), ("next", "<u8"), ("full", "<u8")]
 )
@@ -42,6 +43,9 @@ ALIGN = 64
 HEAD = 16  # bytes before a sample: length and hash
 _length = struct.Struct("<Q").unpack_from
 SPARE = 2**26  # bytes of a control group's limit that are left to others
+# O_NONBLOCK: what is no file shall answer at once
+OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+ATTEMPTS = 300  # to open a file that others make, lose and remove meanwhile: three seconds
 STEP = 2**24  # bytes that a process writes before it looks at the limit again
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEXT = HEADER.fields["next"][1]  # type: ignore[index]
@@ -79,36 +83,46 @@ class SampleCache:
         self._identity = hashlib.sha256(identity.encode()).digest()[:16]
         self._fd, self._allowed = -1, 0
         with storage_errors(path):
-            while self._fd < 0:
+            for attempt in range(ATTEMPTS):
                 self._fd = self._open(n, size)
+                if self._fd >= 0:
+                    break
+                time.sleep(min(attempt, 10) / 1000)
+            else:
+                raise FormatError(
+                    f"{printable(path)}: damaged, but in use; end who has it open, or choose another name"
+                )
             mapped = mmap.mmap(self._fd, os.fstat(self._fd).st_size)
         self._view = memoryview(mapped)
         self._header: NdArray = np.frombuffer(mapped, HEADER, 1)
         self._table: NdArray = np.frombuffer(mapped, "<u8", n, TABLE)
-        self._checked = np.zeros(n if keep else 0, bool)
+        self._checked = np.zeros(n, bool)  # by this process
 
     def get(self, index: int) -> memoryview | None:
         """Return a sample as it was given to `put`; None if it is not here yet."""
         start = self._table.item(index)
         if not start:
             return None
-        length = _length(self._view, start - HEAD)[0]
-        data = self._view[start : start + length]
-        if self._keep and not self._checked[index]:  # a computer may have stopped between the record and its entry
-            found = _length(self._view, start - HEAD + 8)[0]
-            if len(data) != length or xxhash.xxh3_64_intdigest(data) != found:
-                raise FormatError(
-                    f"{printable(self._path)}: sample {index} is damaged; delete the file to fill it again"
-                )
-            self._checked[index] = True
-        return data
+        if not self._checked[index]:  # a computer may have stopped between the record and its entry, or somebody lies
+            self._check_record(index, start)
+        return self._view[start : start + _length(self._view, start - HEAD)[0]]
+
+    def _check_record(self, index: int, start: int) -> None:
+        """Raise `FormatError` unless there is a whole record of sample `index` at `start`."""
+        if _aligned(TABLE + 8 * len(self._table)) + HEAD <= start <= len(self._view) and not start % ALIGN:
+            length, found = struct.unpack_from("<QQ", self._view, start - HEAD)
+            data = self._view[start : start + length]
+            if len(data) == length and xxhash.xxh3_64_intdigest(data, index) == found:
+                self._checked[index] = True
+                return
+        raise FormatError(f"{printable(self._path)}: sample {index} is damaged; delete the file to fill it again")
 
     def put(self, index: int, data: bytes) -> None:
         """Add a sample, which the caller has locked. Raises `Full`."""
         if not self._keep:
             self._check_memory(len(data))
         start = self._reserve(len(data))
-        record = memoryview(struct.pack("<QQ", len(data), xxhash.xxh3_64_intdigest(data)) + data)
+        record = memoryview(struct.pack("<QQ", len(data), xxhash.xxh3_64_intdigest(data, index)) + data)
         offset = start - HEAD
         try:
             with storage_errors(self._path):
@@ -180,26 +194,35 @@ class SampleCache:
 
     def _open(self, n: int, size: int) -> int:
         """Return a descriptor of the file that has the name, -1 if it lost it meanwhile."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(self._path, OPEN_FLAGS, 0o600)
+        is_empty = False
         try:
             status = os.fstat(fd)
             if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
                 raise self._taken("another user")
+            is_empty = not status.st_size
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                is_empty = False  # to whoever has it
                 fcntl.flock(fd, fcntl.LOCK_SH)  # waits for one who is making it
             else:  # nobody else has it
                 if self._has_name(fd):
                     if self._keep and any(os.pread(fd, HEADER.itemsize, 0)):
                         self._forget_lost(fd, n)
                     else:
+                        is_empty = True
                         self._make(fd, n, size)
                 fcntl.flock(fd, fcntl.LOCK_SH)
             if self._has_name(fd) and self._check(fd, n):
                 kept, fd = fd, -1
                 return kept
             return -1
+        except BaseException:
+            if is_empty:
+                with contextlib.suppress(OSError):  # whoever waits for it makes another
+                    self._path.unlink()
+            raise
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -216,16 +239,11 @@ class SampleCache:
         header = np.zeros(1, HEADER)
         header["magic"], header["n"], header["identity"] = MAGIC, n, self._identity
         header["size"], header["next"] = max(size, data), data
-        try:
-            os.ftruncate(fd, 0)
-            os.posix_fallocate(fd, 0, data)  # what is written through the map must be there
-            os.ftruncate(fd, max(size, data))
-            if os.pwrite(fd, header.tobytes(), 0) < HEADER.itemsize:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except BaseException:
-            with contextlib.suppress(OSError):  # the next one makes it anew
-                self._path.unlink()
-            raise
+        os.ftruncate(fd, 0)
+        os.posix_fallocate(fd, 0, data)  # what is written through the map must be there
+        os.ftruncate(fd, max(size, data))
+        if os.pwrite(fd, header.tobytes(), 0) < HEADER.itemsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _forget_lost(self, fd: int, n: int) -> None:
         """Forget samples whose place the header does not know to be taken.
@@ -245,7 +263,11 @@ class SampleCache:
         """Return whether the cache is whole; `ExistsError` if it is another dataset's."""
         data = os.pread(fd, HEADER.itemsize, 0)
         header = np.frombuffer(data.ljust(HEADER.itemsize, b"\0"), HEADER)[0]
-        if header["magic"].tobytes() != MAGIC or header["size"] != os.fstat(fd).st_size:
+        size, begin = os.fstat(fd).st_size, _aligned(TABLE + 8 * n)
+        is_whole = header["magic"].tobytes() == MAGIC and header["size"] == size
+        if header["n"] == n:
+            is_whole &= begin <= size and begin <= header["next"] <= size
+        if not is_whole:
             if self._keep and data:
                 raise FormatError(f"{printable(self._path)}: not a cache of samples, or an unfinished one; delete it")
             return False  # whoever was making it was killed

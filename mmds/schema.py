@@ -261,7 +261,9 @@ def _number(node: Any, path: Path, fields: list[Field]) -> Any:
         return len(fields) - 1
     if isinstance(node, dict) and node:
         if not all(isinstance(key, str) for key in node):
-            raise SchemaError(f"{path_name(path)}: keys of a sample must be strings, got {printable(list(node))}")
+            raise SchemaError(
+                f"{printable(path_name(path))}: keys of a sample must be strings, got {printable(list(node))}"
+            )
         return {key: _number(child, (*path, key), fields) for key, child in node.items()}
     if isinstance(node, tuple) and node:
         return tuple(_number(child, (*path, key), fields) for key, child in enumerate(node))

@@ -230,9 +230,13 @@ class ShardedWriter:
             with contextlib.suppress(OSError):  # published, perhaps, but not in the journal: it is written anew anyway
                 writer.path.unlink()
         if self._journal is not None and not self._shards:
-            with contextlib.suppress(OSError):  # it stays, then, for resume; or the folder was not empty before
-                self._journal.remove()
-                if not self._base:
+            with contextlib.suppress(OSError):  # it stays, then, for resume
+                if self._base:
+                    self._journal.remove()
+                elif [each.name for each in self.path.iterdir()] == [
+                    journal.NAME
+                ]:  # nothing temporary, for resume to remove
+                    self._journal.remove()
                     self.path.rmdir()
         self._free()
 

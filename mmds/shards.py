@@ -14,14 +14,14 @@ import os
 import resource
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from mmds.datafile import DataFile
 from mmds.errors import ChangedError, FormatError, SchemaError, printable
-from mmds.fields import Array, Fixed
+from mmds.fields import Array, Fixed, Kind
 from mmds.format import schema_id
 from mmds.gather import Allocate, empty
 from mmds.items import NullableItems, VariableItems, join_parts
@@ -38,6 +38,69 @@ LEAST, MOST = 16, 4096  # files that stay open, whatever the process may open
 SMALL = 2**12  # bytes of a value below which copying it twice is faster than a loop over single ones
 
 
+class _Opener:
+    """Opens the files of a dataset, and checks that they are the ones that belong to it."""
+
+    def __init__(self, paths: list[str], manifest: Manifest | None, reading: Reading) -> None:
+        self.paths, self.manifest, self._reading = paths, manifest, reading
+        self.ids: list[str] = []  # as far as files have been looked at, without a manifest
+        self.first: DataFile | None = None
+
+    def open(self, number: int) -> DataFile:
+        """Return a file, open."""
+        if self.manifest is not None:
+            file = open_listed(self.paths[0], self.manifest.shards[number], self._reading)
+            if number:
+                self.check_fields(file)
+            return file
+        file = open_file(self.paths[number], self._reading)
+        if number < len(self.ids) and file.content_id != self.ids[number]:
+            raise ChangedError(
+                f"{printable(file.path)} was replaced since this dataset was opened: content id {file.content_id}, "
+                f"expected {self.ids[number]}. Open the dataset again to read the new file"
+            )
+        return file
+
+    def check_fields(self, file: DataFile) -> None:
+        """Raise `SchemaError` if a file has other fields than the first one."""
+        assert self.first is not None
+        if file.schema.to_json() != self.first.schema.to_json():
+            raise SchemaError(
+                f"{printable(file.path)}: has other fields than {printable(self.first.path)}: {_fields(file)}; "
+                f"expected {_fields(self.first)}. Files of one dataset have the same fields"
+            )
+
+
+class Files:
+    """The files of a dataset, of which only some are open, and the samples that each has.
+
+    Nothing here refers to the dataset, so that its files are closed as soon as it is dropped.
+    """
+
+    def __init__(self, opener: _Opener, most: int | None) -> None:
+        self.file = lru_cache(most)(opener.open)
+        self.ends: list[int] = []
+        self.starts: NdArray = np.zeros(1, np.int64)
+
+    def count(self, counts: list[int]) -> None:
+        """Take over how many samples each file has."""
+        self.ends = list(itertools.accumulate(counts))
+        self.starts = np.array([0, *self.ends], np.int64)
+
+    def find(self, index: int) -> tuple[DataFile, int]:
+        """Return the file of sample `index`, and its number there."""
+        number = bisect_right(self.ends, index)
+        return self.file(number), index - self.starts.item(number)
+
+    def split(self, indices: NdArray) -> Iterator[tuple[DataFile, NdArray, NdArray]]:
+        """Yield for each file that holds some of samples `indices` (file, positions in `indices`, numbers in the file)."""
+        numbers = np.searchsorted(self.starts, indices, "right") - 1
+        order = np.argsort(numbers, kind="stable")
+        for part in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else ():
+            number = numbers.item(part[0])
+            yield self.file(number), part, indices[part] - self.starts[number]
+
+
 class Shards:
     """The samples of several files, one file after the other. A `MappedStore`."""
 
@@ -45,59 +108,53 @@ class Shards:
         self, paths: Sequence[str | os.PathLike[str]], manifest: Manifest | None = None, reading: Reading = "mapped"
     ) -> None:
         """Open the files at `paths`; with a `manifest`, the shards that it lists, of the folder that is the only path."""
-        self._paths = [os.fspath(path) for path in paths]
-        self.manifest, self._reading = manifest, reading
-        if not self._paths:
+        opener = _Opener([os.fspath(path) for path in paths], manifest, reading)
+        if not opener.paths:
             raise ValueError("no files: expected at least one")
-        self.source = self._paths[0]
+        self.manifest = manifest
+        self.source = opener.paths[0]
         self.path = self.source + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.file = lru_cache(None if reading == "in memory" else min(max(limit // 4, LEAST), MOST))(self._open)
-        self._ids: list[str] = []
-        first = self._first = self.file(0)
-        self.schema, self.metadata, self._fields = first.schema, first.metadata, first.schema.to_json()
+        self._files = Files(opener, None if reading == "in memory" else min(max(limit // 4, LEAST), MOST))
+        first = opener.first = self._files.file(0)
+        self.schema, self.metadata = first.schema, first.metadata
         if manifest is None:
-            counts = [self._learn(number) for number in range(len(paths))]
-            self.content_id = hashlib.sha256("".join(self._ids).encode()).hexdigest()[:32]
+            counts = []
+            for number in range(len(paths)):
+                file = self._files.file(number)
+                opener.check_fields(file)
+                opener.ids.append(file.content_id)
+                counts.append(file.n)
+            self.content_id = hashlib.sha256("".join(opener.ids).encode()).hexdigest()[:32]
         else:
             if schema_id(self.schema).hex() != manifest.schema_id:
                 raise FormatError(f"{printable(first.path)}: has other fields than {NAME} says")
             counts = [shard.n for shard in manifest.shards]
             self.content_id = manifest.content_id
-        self._ends = list(itertools.accumulate(counts))
-        self._starts = np.array([0, *self._ends], np.int64)
-        self.n = self._ends[-1]
-        self.items: list[Items] = [self._items(position) for position in range(len(self.schema))]
+        self._files.count(counts)
+        self.n = sum(counts)
+        self.items: list[Items] = [
+            first.items[position] if len(counts) == 1 else _items(self._files, position, field.kind)
+            for position, field in enumerate(self.schema)
+        ]
         self.wanted = DiskReads().wanted
-
-    def find(self, index: int) -> tuple[DataFile, int]:
-        """Return the file of sample `index`, and its number there."""
-        number = bisect_right(self._ends, index)
-        return self.file(number), index - self._starts.item(number)
-
-    def split(self, indices: NdArray) -> Iterator[tuple[DataFile, NdArray, NdArray]]:
-        """Yield for each file that holds some of samples `indices` (file, positions in `indices`, numbers in the file)."""
-        numbers = np.searchsorted(self._starts, indices, "right") - 1
-        order = np.argsort(numbers, kind="stable")
-        for part in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else ():
-            number = numbers.item(part[0])
-            yield self.file(number), part, indices[part] - self._starts[number]
+        self.split, self.find = self._files.split, self._files.find
 
     def cut(self, rows: range) -> Iterator[tuple[DataFile, range]]:
         """Yield (file, rows in it) for each file that holds some of `rows`, which are neighbours; at least one."""
-        for number, (start, end) in enumerate(zip(self._starts.tolist(), self._ends, strict=False)):
+        for number, (start, end) in enumerate(zip(self._files.starts.tolist(), self._files.ends, strict=False)):
             inside = range(max(rows.start, start) - start, min(rows.stop, end) - start)
             if inside or (not rows and not number):
-                yield self.file(number), inside
+                yield self._files.file(number), inside
 
     def files(self) -> Iterator[DataFile]:
         """Yield each file, empty ones too."""
-        return map(self.file, range(len(self._ends)))
+        return map(self._files.file, range(len(self._files.ends)))
 
     def find_key(self, position: int, data: bytes) -> Iterator[int]:
         """Yield the samples whose value of the key field at `position` has the bytes `data`, file by file."""
-        for number, start in enumerate(self._starts[:-1].tolist()):
-            for row in self.file(number).find_key(position, data):
+        for start, file in zip(self._files.starts.tolist(), self.files(), strict=False):
+            for row in file.find_key(position, data):
                 yield start + row
 
     def ask(self, positions: Sequence[int], rows: NdArray) -> None:
@@ -110,71 +167,41 @@ class Shards:
         for file, _, inside in self.split(rows):
             file.release(positions, inside)
 
-    def _open(self, number: int) -> DataFile:
-        if self.manifest is not None:
-            file = open_listed(self.source, self.manifest.shards[number], self._reading)
-            if number:
-                self._check_fields(file)
-            return file
-        file = open_file(self._paths[number], self._reading)
-        if number < len(self._ids) and file.content_id != self._ids[number]:
-            raise ChangedError(
-                f"{printable(file.path)} was replaced since this dataset was opened: content id {file.content_id}, "
-                f"expected {self._ids[number]}. Open the dataset again to read the new file"
-            )
-        return file
 
-    def _learn(self, number: int) -> int:
-        """Look at a file that nothing is known of yet, and return the number of its samples."""
-        file = self.file(number)
-        self._check_fields(file)
-        self._ids.append(file.content_id)
-        return file.n
+def _items(files: Files, position: int, kind: Kind) -> Items:
+    def of(file: DataFile) -> Any:
+        items = file.items[position]
+        return items.items if isinstance(items, NullableItems) else items
 
-    def _check_fields(self, file: DataFile) -> None:
-        if file.schema.to_json() != self._fields:
-            raise SchemaError(
-                f"{printable(file.path)}: has other fields than {printable(self._first.path)}: {_fields(file)}; "
-                f"expected {_fields(self._first)}. Files of one dataset have the same fields"
-            )
-
-    def _items(self, position: int) -> Items:
-        kind = self.schema[position].kind
-        if len(self._ends) == 1:  # nothing to put together
-            return self._first.items[position]
-
-        def of(file: DataFile) -> Any:
-            items = file.items[position]
-            return items.items if isinstance(items, NullableItems) else items
-
-        fixed = isinstance(kind, Fixed) and not kind.unknown
-        items = ShardedArrays(self, of, kind) if fixed else ShardedValues(self, of)
-        return MaskedItems(items, partial(self._valid, position)) if kind.nullable else items
-
-    def _valid(self, position: int, start: int, stop: int) -> NdArray:
-        parts = [file.items[position].valid[rows] for file, _, rows in self.split(np.arange(start, stop))]  # type: ignore[attr-defined]
+    def valid(start: int, stop: int) -> NdArray:
+        parts = [file.items[position].valid[rows] for file, _, rows in files.split(np.arange(start, stop))]  # type: ignore[attr-defined]
         return np.concatenate(parts)
+
+    items: Items = ShardedValues(files, of)
+    if isinstance(kind, Fixed) and not kind.unknown:
+        items = ShardedArrays(files, of, kind)
+    return MaskedItems(items, valid) if kind.nullable else items
 
 
 class ShardedArrays(ArrayItems):
     """Values of one dtype and shape in several files."""
 
-    def __init__(self, shards: Shards, of: Of, kind: Fixed) -> None:
-        self._shards, self._of = shards, of
+    def __init__(self, files: Files, of: Of, kind: Fixed) -> None:
+        self._files, self._of = files, of
         self.shape = tuple(size for size in kind.dimensions if size is not None)
         self.dtype, self.is_array = kind.stored, isinstance(kind, Array)
         self._small = math.prod(self.shape) * self.dtype.itemsize < SMALL
 
     def get(self, index: int) -> Any:
         """Return the value of sample `index`."""
-        file, row = self._shards.find(index)
+        file, row = self._files.find(index)
         return self._of(file).get(row)
 
     def gather(self, indices: NdArray, out: NdArray | None = None) -> NdArray:
         """Return the values of samples `indices` as one array, in `out` if given: one copy from the mapped files."""
         if out is None:
             out = empty((len(indices), *self.shape), self.dtype)
-        for file, positions, rows in self._shards.split(indices):
+        for file, positions, rows in self._files.split(indices):
             items = self._of(file)
             if len(rows) == len(indices):  # all of them
                 items.gather(rows, out)
@@ -189,18 +216,18 @@ class ShardedArrays(ArrayItems):
 class ShardedValues:
     """Values whose lengths differ in several files."""
 
-    def __init__(self, shards: Shards, of: Of) -> None:
-        self._shards, self._of = shards, of
+    def __init__(self, files: Files, of: Of) -> None:
+        self._files, self._of = files, of
 
     def get(self, index: int) -> Any:
         """Return the value of sample `index`."""
-        file, row = self._shards.find(index)
+        file, row = self._files.find(index)
         return self._of(file).get(row)
 
     def gather(self, indices: NdArray) -> list[Any]:
         """Return the values of samples `indices` as a list."""
         values: list[Any] = [None] * len(indices)
-        for file, positions, rows in self._shards.split(indices):
+        for file, positions, rows in self._files.split(indices):
             for position, value in zip(positions.tolist(), self._of(file).gather(rows), strict=True):
                 values[position] = value
         return values
@@ -211,7 +238,7 @@ class ShardedValues:
         """Return the values of samples `indices` one after the other, as `VariableItems.jagged` does."""
         parts: list[Any] = [None] * len(indices)
         size = math.prod(inner) * dtype.itemsize
-        for file, positions, rows in self._shards.split(indices):
+        for file, positions, rows in self._files.split(indices):
             items: VariableItems = self._of(file)
             spans = items.value_spans(rows, size)
             if spans is None:

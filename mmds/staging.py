@@ -46,8 +46,8 @@ class Staging:
                 os.mkdir(self._folder)
                 self._lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(self._lock), os.stat(self._folder)):
-                    return
+                os.stat(self._folder)
+                return
             except (BlockingIOError, FileNotFoundError):  # another writer is reclaiming it: it was not locked yet
                 self.discard()
                 os.stat(self.path.parent)  # FileNotFoundError, unless that was so

@@ -103,7 +103,7 @@ def print_table(headers: list[str], rows: list[list[str]], *, right: tuple[int, 
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, header in enumerate(headers):
-        table.add_column(header, justify="right" if number in right else "left", overflow="fold")
+        table.add_column(Text(printable(header)), justify="right" if number in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

@@ -114,12 +114,15 @@ class Writer(SampleWriter):
     def _begin_samples(self, schema: Schema, dictionaries: Mapping[int, bytes]) -> None:
         """Make ready for writing samples, with a dictionary for each compressed field that has one."""
         assert self._spool is not None
-        self._compressors: dict[int, Callable[[Encoded], bytes]] = {}
+        # All of them before anything is written: a dictionary may be none.
+        self._compressors: dict[int, Callable[[Encoded], bytes]] = {
+            position: compressor(self._compression.level, dictionaries.get(position, b""))
+            for position in schema.compressed
+        }
         for position in schema.compressed:
             dictionary = dictionaries.get(position, b"")
             self._spool.append(self._numbers["dictionary", position], dictionary)
             self._totals[position] = len(dictionary)
-            self._compressors[position] = compressor(self._compression.level, dictionary)
         self._sinks = [self._sink(self._spool, position, field) for position, field in enumerate(schema.fields)]
 
     def _write_held(self) -> None:
@@ -218,8 +221,7 @@ class Writer(SampleWriter):
         ends = self._totals[position] + np.cumsum([len(data) for data in values], dtype="<u8")
         spool.append(self._numbers["values", position], b"".join(values))
         spool.append(self._numbers["value_ends", position], ends)
-        if len(values):
-            self._totals[position] = int(ends[-1])
+        self._totals[position] = int(ends[-1])
         if position in self._keys:
             for data in values:
                 self._keys[position].append(data)

@@ -14,7 +14,7 @@ CODES = {"bool": "|b1", "int8": "|i1", "uint8": "|u1", "complex64": "<c8", "comp
 CODES |= {f"{name}{8 * size}": f"<{name[0]}{size}" for name in ("int", "uint", "float") for size in (2, 4, 8)}
 CODES |= {f"float8_{name}": "|u1" for name in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")}
 BINARY = dict.fromkeys(("bytes", "image", "audio", "video"), bytes)
-OPAQUE: dict[str, Any] = {"text": bytes.decode, "json": json.loads, **BINARY}
+OPAQUE: dict[str, Any] = {"text": bytes.decode, "json": lambda data: json.loads(data.decode()), **BINARY}
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
@@ -38,7 +38,7 @@ def nest(leaves: list[tuple[list[Any], Any]]) -> Any:
     return tuple(nodes.values()) if 0 in nodes else nodes
 
 
-def read(f: bytes) -> list[Any]:
+def read(f: bytes, limit: int | None = None) -> list[Any]:
     need(len(f) >= 4160, "size")
     magic, major, _, features, _, start, schema_id, crc = struct.unpack("<8s2H3I16s20xI", f[:64])
     at, length, size, n, content_id, major2, _, crc2, magic2 = struct.unpack("<4Q16s2HI8s", f[-64:])
@@ -48,7 +48,7 @@ def read(f: bytes) -> list[Any]:
     need(len(f) == size == at + length + 64 and at >= 4096 and length <= 2**24, "sizes")
     need(hashlib.sha256(f[at:-64]).digest()[:16] == content_id, "content id")
     try:
-        return samples(f, json.loads(f[at:-64]), at, n, schema_id, features)
+        return samples(f, json.loads(f[at:-64]), at, range(n)[:limit], n, schema_id, features)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, *ZSTD) as error:
         raise Bad(f"malformed: {error}") from error
 
@@ -60,7 +60,7 @@ def content(frame: bytes, dictionary: bytes) -> bytes:
     return zstandard.ZstdDecompressor(known).decompress(frame, allow_extra_data=False)
 
 
-def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes, features: int) -> list[Any]:
+def samples(f: bytes, footer: Any, at: int, rows: range, n: int, schema_id: bytes, features: int) -> list[Any]:
     fields, (_, end), root, payload = footer["fields"], footer["data"], footer["blocks"]["root"], []
     need(hashlib.sha256(canonical(fields).encode()).digest()[:16] == schema_id, "schema id")
     compressions = {field.get("compression", "none") for field in fields}
@@ -83,7 +83,7 @@ def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes, features: 
         if field.get("compression"):
             index.append(("dictionary", k, "|u1", footer["sections"][len(index)]["shape"]))
             need(index[-1][-1][0] <= 2**20, "size of a dictionary")
-        index += [("valid", k, "|u1", [n])] * field["nullable"]
+        index += [("valid", k, "|u1", [n])] * (field["nullable"] is True)
     index[0] = ("ends", None, "<u8", [n * len(payload) + 1])
     arrays, sections, at_section = {}, [], end
     for role, k, code, shape in [*index, ("blocks", None, "<u8", None)]:
@@ -123,4 +123,4 @@ def samples(f: bytes, footer: Any, at: int, n: int, schema_id: bytes, features: 
         found = content(found, arrays["dictionary", k].tobytes()) if zstd and found else found
         return OPAQUE[kind](found) if kind in OPAQUE else np.frombuffer(found, CODES[fields[k]["dtype"]]).reshape(known)
 
-    return [nest([(field["path"], value(i, k)) for k, field in enumerate(fields)]) for i in range(n)]
+    return [nest([(field["path"], value(i, k)) for k, field in enumerate(fields)]) for i in rows]

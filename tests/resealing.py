@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from mmds.datafile import DataFile
 from mmds.errors import FormatError
-from mmds.items import open_items
-from mmds.parse import parse
+from mmds.items import MAPPED
 from tests import independent_reader
 from tests.make_golden import FOLDER
 
@@ -71,14 +71,24 @@ def resealed(
     return bytes(front) + text + bytes(trailer)
 
 
+class MemoryFile(DataFile):
+    """A file that is nowhere but in these bytes, read as a mapped one is."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("file", memoryview(data).toreadonly(), MAPPED)
+        self._open_items()
+
+    def wanted(self, samples: int) -> bool:
+        """Return False: there is nothing to ask for."""
+        return False
+
+
 def read_all(data: bytes, limit: int = 1000) -> list[Any]:
     """Return the samples of a file in memory as mmds reads them, the first `limit` of them and the last."""
-    view = memoryview(data).toreadonly()
-    footer = parse(view)
-    items = [open_items(view, footer, position, "file") for position in range(len(footer.schema))]
-    get = footer.schema.assembler([item.get for item in items])
-    wanted = range(footer.n)
-    return [get(row) for row in itertools.chain(wanted[:limit], wanted[max(limit, footer.n - 1) :])]
+    file = MemoryFile(data)
+    get = file.schema.assembler([item.get for item in file.items])
+    wanted = range(file.n)
+    return [get(row) for row in itertools.chain(wanted[:limit], wanted[max(limit, file.n - 1) :])]
 
 
 def golden(name: str) -> bytes:

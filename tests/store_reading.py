@@ -22,7 +22,7 @@ from tests.store_probe import digest, digests
 from tests.store_under_test import Pair, StoreUnderTest, assert_same, probe, state
 
 collate: Any = default_collate  # which is annotated for lists alone
-TIMEOUT = 60  # seconds without a batch before a DataLoader is taken to hang
+TIMEOUT = 300  # seconds without a batch before a DataLoader is taken to hang
 PICKS: dict[str, Any] = {
     "unsorted": [7, 1, 22, 0],
     "duplicates": [3, 3, 20, 3, 0, 20],
@@ -164,9 +164,11 @@ class Reading(StoreUnderTest):
         assert [found for batch in loader for found in batch] == want
         assert digest(dataset[5]) == want[5]
 
+    @pytest.mark.fault(24)
     def test_forked_workers(self, pair: Pair) -> None:
         self.workers(pair, "fork", 2, step=4)
 
+    @pytest.mark.fault(24)
     @pytest.mark.stress
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
     @pytest.mark.filterwarnings("ignore:This DataLoader will create 16 worker processes")

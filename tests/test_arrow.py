@@ -233,6 +233,7 @@ def test_our_columns_after_another_tool_had_them(tmp_path: Path) -> None:
     assert renamed[np.arange(4)]["l"].tolist() == [1, 0, 0, 1]
 
 
+@pytest.mark.fault(31)
 def test_a_file_in_which_an_offset_lies(tmp_path: Path) -> None:
     path = tmp_path / "a.arrow"
     with arrow.Writer(path, mmds.Bytes()) as writer:

@@ -160,6 +160,7 @@ def test_errors_are_one_line(tmp_path: Path, command: str) -> None:
     assert "not an mmds file: it begins with 50 4b 03 04" in run(command, tmp_path / "x.mmds", code=1).stderr
 
 
+@pytest.mark.fault(34)
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[2J.mmds"
     with mmds.Writer(

@@ -143,6 +143,7 @@ def test_empty_cells_and_nulls(tmp_path: Path) -> None:
         (b'1,"' + b"x" * 2**24 + b'"', "a row of more than 16777216 bytes"),
     ],
 )
+@pytest.mark.fault(35)
 def test_bad_row_is_named(tmp_path: Path, row: bytes, reason: str) -> None:
     path = write(tmp_path, b"a,b\n0,x\n" + row + b"\n2,y\n")
     with pytest.raises(SourceError, match="line 3"):
@@ -160,6 +161,7 @@ def test_a_quote_that_does_not_end(tmp_path: Path) -> None:
     assert loaded(path, quote="")[1:] == [{"a": 1, "b": '"y'}, {"a": 2, "b": "z"}]
 
 
+@pytest.mark.fault(32)
 def test_a_quote_that_does_not_end_is_given_up(tmp_path: Path) -> None:
     path = write(tmp_path, 'a\n0\n"1\n' + ("x" * 2**20 + "\n") * 17 + "2\n")
     result = mmds.convert(path, tmp_path / "out.mmds", source_format="csv", on_error="skip")

@@ -71,6 +71,7 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
         decode.picture(data, "RGB")
 
 
+@pytest.mark.fault(32)
 def test_a_decompression_bomb_is_refused() -> None:
     header = encoded("L", "PNG")
     ihdr = (2**31 - 1).to_bytes(4, "big") * 2 + header[24:29]
@@ -133,6 +134,7 @@ def test_aac_decodes_as_other_sounds_do(suffix: str, channels: int) -> None:
         assert np.abs(np.fft.rfft(plane)).argmax() == 1000
 
 
+@pytest.mark.fault(32)
 def test_broken_sounds_and_films_name_their_sample(tmp_path: Path) -> None:
     path = tmp_path / "a.mmds"
     with mmds.Writer(path, {"sound": mmds.Audio(), "film": mmds.Video()}) as writer:

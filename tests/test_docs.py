@@ -79,6 +79,16 @@ def test_the_page_about_reliability(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert result.output.replace(f"{tmp_path}/", "") == shown
 
 
+def test_every_promise_is_shown_by_a_test() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    promised = {int(row) for row in re.findall(r"^\*\*(\d+)\. ", page, re.M)}
+    shown: set[int] = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        for rows in re.findall(r"mark\.fault\(([\d, ]+)\)", file.read_text()):
+            shown |= {int(row) for row in rows.split(",")}
+    assert promised == shown == set(range(1, 36))
+
+
 def test_links_in_documents_lead_somewhere() -> None:
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "README.md"):
         for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):

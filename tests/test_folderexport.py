@@ -251,6 +251,7 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", [mmds.Bytes(column=True), mmds.Text(column=True)], ids=["bytes", "text"])
+@pytest.mark.fault(30)
 def test_paths_that_lead_out_are_refused(tmp_path: Path, path: bytes, kind: Any) -> None:
     fields = {"image": mmds.Image(), "path": kind}
     samples = [{"image": b"x", "path": each if kind.name == "bytes" else each.decode()} for each in (b"fine", path)]
@@ -273,6 +274,7 @@ def test_paths_that_lead_out_are_refused(tmp_path: Path, path: bytes, kind: Any)
         (b"\x1b[2J", b"\x1b[2J", r"'\\x1b\[2J' is there already"),
     ],
 )
+@pytest.mark.fault(30)
 def test_paths_that_clash_are_refused(tmp_path: Path, first: bytes, second: bytes, message: str) -> None:
     fields = {"x": mmds.Bytes(), "path": mmds.Bytes(column=True)}
     reader = dataset(tmp_path / "a.mmds", fields, [{"x": b"", "path": path} for path in (first, second)])
@@ -283,6 +285,7 @@ def test_paths_that_clash_are_refused(tmp_path: Path, first: bytes, second: byte
 
 @pytest.mark.parametrize("folder", ["..", "", "/tmp", "a/../../b", "a\0"])
 @pytest.mark.parametrize("used", [True, False])
+@pytest.mark.fault(30)
 def test_labels_that_are_no_folder_names_are_refused(tmp_path: Path, folder: str, used: bool) -> None:
     for number, (name, metadata) in enumerate([(folder, {}), ("x", {"class_folders": {"x": folder.encode().hex()}})]):
         fields = {"x": mmds.Bytes(), "label": mmds.Label((name, "fine"))}
@@ -358,6 +361,7 @@ def test_a_full_disk_names_the_sample_and_leaves_nothing(tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["a.mmds"]
 
 
+@pytest.mark.fault(30)
 def test_links_in_the_folder_are_never_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "file").write_bytes(b"mine")

@@ -199,6 +199,7 @@ def _deep(file: Any) -> None:
         (lambda file: file.attrs.__setitem__("mmds", 1), "the dataset __mmds__ with the schema is missing"),
     ],
 )
+@pytest.mark.fault(31)
 def test_what_is_refused(path: Path, function: Build, reason: str) -> None:
     build(path, function)
     with pytest.raises(FormatError, match=rf"a\.h5: .*{reason}"):
@@ -208,6 +209,7 @@ def test_what_is_refused(path: Path, function: Build, reason: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(5000), b"PK\3\4" + bytes(99)]
 )
+@pytest.mark.fault(31)
 def test_files_that_are_none(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(FormatError, match=r"a\.h5: not a readable HDF5 file"):
@@ -216,6 +218,7 @@ def test_files_that_are_none(path: Path, content: bytes) -> None:
         mmds.open(path.with_name("b.h5"))
 
 
+@pytest.mark.fault(31)
 def test_damaged_compressed_chunks_name_array_and_rows(path: Path) -> None:
     data = np.random.default_rng(0).integers(0, 9, (100, 64), np.uint8)
     build(path, lambda file: file.create_dataset("x", data=data, chunks=(10, 64), compression="gzip"))
@@ -230,6 +233,7 @@ def test_damaged_compressed_chunks_name_array_and_rows(path: Path) -> None:
         reader[50]
 
 
+@pytest.mark.fault(31)
 def test_truncated_and_flipped_files_raise_nothing_but_errors_of_mmds(path: Path) -> None:
     """In files of plain h5py, with its older structures; `test_stores.py` does the same to ours."""
     data = np.arange(400, dtype="<i4").reshape(100, 4)

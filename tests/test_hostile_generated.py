@@ -15,8 +15,10 @@ from mmds.dtypes import NATIVE, STORED
 from mmds.errors import MmdsError
 from mmds.format import DATA_START, constant_layout, layout, pack_end, pack_header
 from mmds.schema import Schema
+from tests.conftest import Cases
 from tests.resealing import little, read_all
 
+EXAMPLES = 150
 LARGEST = 2**20
 BIG = 2**32 - 1
 shapes = st.one_of(
@@ -81,7 +83,9 @@ def built(fields: list[dict[str, Any]], n: int, content: bytes) -> bytes:
 
 
 def read_generated(content: bytes) -> None:
-    @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(fields, counts)
     def search(fields: list[tuple[dict[str, Any], bool]], n: int) -> None:
         listed = [{"path": [str(k)], "nullable": null, **kind} for k, (kind, null) in enumerate(fields)]
@@ -94,9 +98,11 @@ def read_generated(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [bytes(8), little(DATA_START), little(DATA_START + 1) + b"\xff" * 8], ids=range(3))
-def test_generated_files_raise_nothing_but_errors_of_mmds(content: bytes) -> None:
+@pytest.mark.fault(13)
+def test_13_generated_files_raise_nothing_but_errors_of_mmds(content: bytes, cases: Cases) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:  # a signal breaks the pool
         pool.submit(read_generated, content).result()
+    cases(EXAMPLES)
 
 
 def test_a_generated_file_can_be_read() -> None:

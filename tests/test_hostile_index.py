@@ -11,6 +11,7 @@ import pytest
 
 from mmds.errors import FormatError
 from tests import independent_reader
+from tests.conftest import Cases
 from tests.resealing import HUGE, assert_refused, golden, little, put, read_all, resealed, text_of
 
 
@@ -74,6 +75,10 @@ WHEN_READ = {
     "text that is not UTF-8": (resealed(golden("single"), patch={4096: b"\xff"}), "sample 0, field 'value': 'utf-8'"),
     "json that is none": (resealed(golden("json"), patch={4096: b"x"}), "sample 0, field 'value': not JSON"),
     "a length that is no multiple": (at("ragged", "ends", None, little(4097), 8), "bytes for an array of float32"),
+    "a length that is not that of the shape": (
+        at("mixed_alignment", "ends", None, little(4097), 8),
+        "sample 0, field '0': 1 bytes for an array of uint8 (300,)",
+    ),
     "sizes too small": (shapes(2, 2, 3), "sample 2, field 'two': 24 bytes for an array of uint8 (2, 3, 3)"),
     "sizes too large": (shapes(2, 2, 5), "sample 2, field 'two': 24 bytes for an array of uint8 (2, 5, 3)"),
     "a product of 2**64": (shapes(0, 2**31, 2**31), "sample 0, field 'two': 0 bytes for an array"),
@@ -118,7 +123,8 @@ def declare_huge_numbers() -> int:
     return count
 
 
-def test_huge_numbers_allocate_nothing() -> None:
+@pytest.mark.fault(14)
+def test_14_huge_numbers_allocate_nothing(cases: Cases) -> None:
     script = """if True:
         import resource, numpy
         from tests.test_hostile_index import declare_huge_numbers
@@ -133,3 +139,4 @@ def test_huge_numbers_allocate_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 500
+    cases(int(done.stdout))

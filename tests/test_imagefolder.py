@@ -159,6 +159,7 @@ def reason(source: Source, name: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.fault(33)
 def test_what_is_no_file_fails_with_its_reason_and_never_blocks(tmp_path: Path) -> None:
     root = fill(tmp_path / "set", "c/good.jpg")
     (tmp_path / "outside.jpg").write_bytes(picture())
@@ -205,6 +206,7 @@ def test_what_is_no_file_fails_with_its_reason_and_never_blocks(tmp_path: Path) 
     }
 
 
+@pytest.mark.fault(33)
 def test_folder_links_out_of_the_tree_and_in_circles(tmp_path: Path) -> None:
     root = fill(tmp_path / "set", "a/1.jpg b/2.jpg")
     fill(tmp_path / "other", "3.jpg")
@@ -223,6 +225,7 @@ def test_folder_links_out_of_the_tree_and_in_circles(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.fault(33)
 def test_removed_or_replaced_between_listing_and_reading(tmp_path: Path) -> None:
     source = only(fill(tmp_path, "c/gone.jpg c/folder.jpg"))
     (tmp_path / "c" / "gone.jpg").unlink()
@@ -233,6 +236,7 @@ def test_removed_or_replaced_between_listing_and_reading(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user's eyes, which only root can borrow")
+@pytest.mark.fault(33)
 def test_what_may_not_be_read(tmp_path: Path) -> None:
     fill(tmp_path, "c/secret.jpg d/1.jpg")
     (tmp_path / "c" / "secret.jpg").chmod(0)
@@ -286,6 +290,7 @@ def test_one_name_that_is_not_utf8_makes_all_paths_bytes(tmp_path: Path) -> None
     assert "class_folders" not in train.metadata
 
 
+@pytest.mark.fault(33)
 def test_an_empty_class_or_a_file_that_is_ignored_may_have_any_name(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.jpg")
     (tmp_path / os.fsdecode(b"e\xff")).mkdir()

@@ -456,6 +456,7 @@ def test_memory_of_a_batch_is_used_again() -> None:
     [b"", b"\xff\xd8\xff", b"not a picture", CAT[:200], CAT[: len(CAT) // 2], encode(photograph("cat"))[:60], None],
 )
 @pytest.mark.parametrize("operations", [[], [Resize((300, 451))], [Resize((20, 20)), Normalize(0, 1)]])
+@pytest.mark.fault(32)
 def test_what_is_no_picture_is_named_by_its_position(data: Any, operations: Any) -> None:
     with pytest.raises(PictureError, match=r"^picture 2 of the batch: ") as caught:
         ImageBatch(operations)([CAT, CAT, data, CAT])

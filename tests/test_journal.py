@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,19 @@ from mmds.manifest import Shard
 SHARDS = [Shard(f"{k:05d}.mmds", 10 + k, 5000 + k, f"{k:032x}") for k in range(3)]
 NAMES = [("a\x1b\n\u202e", "bad"), ("\udcff.jpg", "not UTF-8")]  # as they are: they are escaped where they are shown
 ENTRIES = [Entry(SHARDS[0], 10, 0), Entry(SHARDS[1], 20, 3, NAMES), Entry(SHARDS[2], 30, 0)]
+SAID: dict[str, Any] = {"shard": vars(SHARDS[0]), "item": 1, "outputs": 0, "errors": []}
+ODD: list[dict[str, Any]] = [
+    {"item": -1},
+    {"item": True},
+    {"outputs": "1"},
+    {"outputs": None},
+    {"errors": [[1, 2]]},
+    {"errors": [["a", None]]},
+    {"shard": {**vars(SHARDS[0]), "path": "../x.mmds"}},
+    {"shard": {**vars(SHARDS[0]), "n": -1}},
+    {"shard": {**vars(SHARDS[0]), "bytes": 2.0**60}},
+    {"shard": []},
+]
 WHAT = {"source": "\udcff", "limit": None, "steps": {"map": "m:f"}}
 
 
@@ -39,6 +54,7 @@ def test_a_line_for_what_is_done_and_one_per_shard(tmp_path: Path, written: byte
     assert (tmp_path / NAME).read_bytes() == written
 
 
+@pytest.mark.fault(9)
 def test_a_cut_last_line_does_not_count(tmp_path: Path, written: bytes) -> None:
     """Whatever was written of a line when the power went: the lines before it stand, and the next one follows them."""
     whole = [0, *(k + 1 for k, byte in enumerate(written) if byte == ord("\n"))]
@@ -65,6 +81,7 @@ def test_a_cut_last_line_does_not_count(tmp_path: Path, written: bytes) -> None:
         ({"source": "\udcff", "limit": None}, "steps was .*and is None"),
     ],
 )
+@pytest.mark.fault(9)
 def test_nothing_else_is_gone_on_with(tmp_path: Path, written: bytes, now: dict[str, object], message: str) -> None:
     journal = Journal(tmp_path)
     with pytest.raises(OptionError, match=f"begun differently: {message}"):
@@ -83,9 +100,12 @@ def test_nothing_else_is_gone_on_with(tmp_path: Path, written: bytes, now: dict[
         b'{"shard": {"path": "x"}, "item": 1, "outputs": 0, "errors": []}\n',
         b'{"shard": {"path": "x", "n": 1, "bytes": 1, "content_id": "", "y": 1}, "item": 1, "outputs": 0, "errors": []}\n',
         b'{"shard": {"path": "x", "n": 1, "bytes": 1, "content_id": ""}, "item": 1, "outputs": 0, "errors": ["abc"]}\n',
+        b"[" * 100_000 + b"\n",
+        *(json.dumps(SAID | odd).encode() + b"\n" for odd in ODD),
     ],
-    ids=range(7),
+    ids=range(18),
 )
+@pytest.mark.fault(9)
 def test_a_damaged_line_is_an_error(tmp_path: Path, written: bytes, line: bytes) -> None:
     data = written + line + written.splitlines(keepends=True)[-1]
     (tmp_path / NAME).write_bytes(data)
@@ -110,6 +130,12 @@ def test_it_goes_with_the_end(tmp_path: Path, written: bytes) -> None:
     journal = Journal(tmp_path)
     journal.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / NAME)  # reading it would wait for ever
+    with pytest.raises(FormatError, match=r"unfinished\.jsonl: not a regular file"):
+        Journal(tmp_path)
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_missing_key_is_null(tmp_path: Path) -> None:
         (b'{"b": {"c": "x\\": ", "d": [{"e\\u001b": 1, "e\\u001b": 2}]}}', "the key 'e\\x1b' twice"),
     ],
 )
+@pytest.mark.fault(35)
 def test_bad_line_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
     path = write(tmp_path, '{"a": 1}', line, '{"a": 3}')
     with pytest.raises(SourceError, match="line 2"):
@@ -185,6 +186,7 @@ def test_gzip_is_refused_by_name(tmp_path: Path) -> None:
         only(write(tmp_path, b"\x1f\x8b\x08\x00"))
 
 
+@pytest.mark.fault(32)
 def test_a_line_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:

@@ -144,6 +144,7 @@ def test_keys_with_several_values_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1, 4096, 8192, 0.5, -1])
+@pytest.mark.fault(31)
 def test_a_truncated_database_is_an_error_and_not_a_bus_error(tmp_path: Path, left: float) -> None:
     path = written(tmp_path / "a.lmdb", 100)
     data = (path / "data.mdb").read_bytes()
@@ -160,6 +161,7 @@ def test_a_truncated_database_is_an_error_and_not_a_bus_error(tmp_path: Path, le
      canonical.dump({"fields": mmds.Schema(mmds.Text()).to_json(), "n": True, "metadata": {}}),
      canonical.dump({"fields": mmds.Schema(mmds.Text()).to_json(), "n": 1, "metadata": []})],
 )  # fmt: skip
+@pytest.mark.fault(31)
 def test_descriptions_that_are_none(tmp_path: Path, said: bytes) -> None:
     path = foreign(tmp_path / "a.lmdb", {b"mmds": said, bytes(8): b"\xa1a"})
     with pytest.raises(FormatError, match=r"a\.lmdb: its 'mmds' key"):
@@ -173,6 +175,7 @@ def test_descriptions_that_are_none(tmp_path: Path, said: bytes) -> None:
      (mmds.Array("int16", (None, None)), b"\x91\x92\x91\x05\xc4\x02ab"), (mmds.Json(), b"\x91\xa1{"),
      (mmds.Label(("a",)), b"\x91\xc0"), (mmds.Array("uint8", (None,), nullable=True), b"\x91\xa1a")],
 )  # fmt: skip
+@pytest.mark.fault(31)
 def test_records_that_do_not_fit_their_field(tmp_path: Path, kind: Kind, record: bytes) -> None:
     said = canonical.dump({"fields": mmds.Schema(kind).to_json(), "n": 1, "metadata": {}})
     reader = mmds.open(foreign(tmp_path / "a.lmdb", {b"mmds": said, bytes(8): record}))
@@ -182,6 +185,7 @@ def test_records_that_do_not_fit_their_field(tmp_path: Path, kind: Kind, record:
         reader[[0]]
 
 
+@pytest.mark.fault(31)
 def test_a_record_that_is_missing(tmp_path: Path) -> None:
     said = canonical.dump({"fields": mmds.Schema(mmds.Text()).to_json(), "n": 2, "metadata": {}})
     reader = mmds.open(foreign(tmp_path / "a.lmdb", {b"mmds": said, bytes(8): b"\x91\xa1a", b"other": b""}))

@@ -91,6 +91,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.fault(13)
 def test_every_broken_rule_is_refused_by_name(case: str) -> None:
     value, message = BROKEN[case]
     with pytest.raises(FormatError, match=message):
@@ -98,6 +99,7 @@ def test_every_broken_rule_is_refused_by_name(case: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.fault(13)
 def test_paths_that_are_refused(path: Any) -> None:
     with pytest.raises(FormatError, match=r"shards\[0\]: path .*expected names inside of the folder") as raised:
         parse_manifest(canonical.dump({**WHOLE, "shards": [{**SHARD, "path": path}]}))
@@ -124,16 +126,19 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.fault(13)
 def test_what_is_not_canonical_is_refused(text: str) -> None:
     with pytest.raises(FormatError, match="not canonical JSON"):
         parse_manifest(TEXTS[text])
 
 
+@pytest.mark.fault(16)
 def test_a_newer_version_is_named_whatever_else_is_in_it() -> None:
     with pytest.raises(VersionError, match=r"manifest version 2; this mmds reads version 1\. Upgrade mmds"):
         parse_manifest(canonical.dump({"format": "mmds-dataset", "version": 2, "shards": "elsewhere"}))
 
 
+@pytest.mark.fault(15)
 def test_what_is_not_a_file_of_its_size(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_manifest(tmp_path)
@@ -181,6 +186,7 @@ def test_one_process_at_a_time_changes_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.fault(13)
 def test_a_listed_file_must_be_the_one_that_is_there(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     (entry,) = write_shards(folder, [3]).shards
@@ -196,6 +202,7 @@ def test_a_listed_file_must_be_the_one_that_is_there(tmp_path: Path) -> None:
         open_listed(folder, Shard("b.mmds", 3, entry.bytes, entry.content_id))
 
 
+@pytest.mark.fault(15)
 def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     (entry,) = write_shards(folder, [3]).shards

@@ -158,6 +158,7 @@ def test_a_compression_that_is_not_known_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"), [("pkl", "'a' of encoding 'pkl': a pickle can do anything"), ("pictures", r"'list\[png\]'")]
 )
+@pytest.mark.fault(31)
 def test_encodings_that_are_refused(name: str, reason: str) -> None:
     with pytest.raises(SourceError, match=reason):
         only(GOLDEN / name)
@@ -208,6 +209,7 @@ def first(index: Any) -> Any:
         ),
     ],
 )
+@pytest.mark.fault(31)
 def test_an_index_that_lies_is_refused(tmp_path: Path, change: Any, reason: str) -> None:
     path = copy(tmp_path, "plain")
     edit(path, change)
@@ -216,6 +218,7 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, change: Any, reason: str)
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"[1]", b"{}", b'{"version": 2, "shards": ' + b"[" * 10**5])
+@pytest.mark.fault(31)
 def test_an_index_that_is_none_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "index.json").write_bytes(text)
     with pytest.raises(SourceError, match=r"index\.json: "):
@@ -238,6 +241,7 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: bytes) -> None:
         (lambda part: part.update(basename="sub"), "not a file but"),
     ],
 )
+@pytest.mark.fault(31)
 def test_a_shard_that_is_not_what_the_index_says_is_a_problem(tmp_path: Path, change: Any, reason: str) -> None:
     path = copy(tmp_path, "plain")
     (tmp_path / "outside").write_bytes(b"x")
@@ -268,6 +272,7 @@ def test_hashes_of_a_kind_that_is_not_known_are_passed_over(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 100), (2000, 3000), (1000, 900), (2**32 - 1, 2**32 - 1)])
+@pytest.mark.fault(31)
 def test_offsets_outside_of_the_shard_are_named(tmp_path: Path, low: int, high: int) -> None:
     path = copy(tmp_path, "plain")
     patch(path / "shard.00000.mds", 4 * 4, struct.pack("<II", low, high))
@@ -276,6 +281,7 @@ def test_offsets_outside_of_the_shard_are_named(tmp_path: Path, low: int, high: 
         source.load(list(source.items())[3])
 
 
+@pytest.mark.fault(31)
 def test_sizes_that_lie_are_named(tmp_path: Path) -> None:
     path = copy(tmp_path, "plain")
     source = only(path, check=False)
@@ -288,6 +294,7 @@ def test_sizes_that_lie_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", range(0, 718, 31))
+@pytest.mark.fault(31)
 def test_a_damaged_compressed_shard_is_named_or_harmless(tmp_path: Path, position: int) -> None:
     path = copy(tmp_path, "zstd")
     name = "shard.00002.mds.zstd"
@@ -317,6 +324,7 @@ def test_content_that_is_not_what_the_index_says_fails_once_for_all(tmp_path: Pa
 
 @pytest.mark.parametrize("compression", ["zstd", "gz", "bz2"])
 @pytest.mark.parametrize("size", [0, 100, 10**6])
+@pytest.mark.fault(32)
 def test_a_bomb_is_not_unfolded(compression: str, size: int) -> None:
     import bz2
     import gzip
@@ -329,6 +337,7 @@ def test_a_bomb_is_not_unfolded(compression: str, size: int) -> None:
         decompress(compression, b"nonsense", size)
 
 
+@pytest.mark.fault(32)
 def test_a_declared_size_that_no_compression_reaches_is_refused(tmp_path: Path) -> None:
     path = copy(tmp_path, "zstd")
     edit(path, lambda index: first(index)["raw_data"].update(bytes=2**40))

@@ -145,6 +145,7 @@ def test_the_order_is_that_of_the_index(tmp_path: Path) -> None:
         (index([1, 1], [0, -1, 2]), "document bounds"),
     ],
 )
+@pytest.mark.fault(31)
 def test_an_index_that_lies_is_refused(tmp_path: Path, idx: bytes, reason: str) -> None:
     with pytest.raises(SourceError, match=reason):
         only(write(tmp_path, idx, bytes(8)))
@@ -153,6 +154,7 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, idx: bytes, reason: str) 
 @pytest.mark.parametrize(
     ("length", "offset"), [(3, 0), (1, 8), (1, 5), (-1, 4), (1, -4), (2**31 - 1, 0), (1, 2**63 - 1), (1, -(2**63))]
 )
+@pytest.mark.fault(31)
 def test_a_sequence_outside_of_the_file_is_named(tmp_path: Path, length: int, offset: int) -> None:
     path = write(tmp_path, index([1, length], [0, 2], offsets=[0, offset]), bytes(8))
     result = mmds.convert(path, tmp_path / "out.mmds", source_format="megatron", on_error="skip")

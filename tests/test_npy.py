@@ -131,6 +131,7 @@ def test_foreign_archives(tmp_path: Path, save: Any) -> None:
     assert np.array_equal(reader[0]["train_images"], images[0])
 
 
+@pytest.mark.fault(32)
 def test_compressed_members_beyond_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(2000), y=np.zeros(2000))
     monkeypatch.setattr(npz, "MAX_UNPACKED", 20000)
@@ -141,6 +142,7 @@ def test_compressed_members_beyond_the_limit_are_refused(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "stored", "compressed"])
+@pytest.mark.fault(31)
 def test_object_arrays_are_refused(tmp_path: Path, kind: str) -> None:
     objects = np.array([Bomb()], object)
     folder = tmp_path / "a.npyd"
@@ -153,6 +155,7 @@ def test_object_arrays_are_refused(tmp_path: Path, kind: str) -> None:
         mmds.open(paths.get(kind, tmp_path / f"{kind}.npz"))
 
 
+@pytest.mark.fault(31)
 def test_a_pickle_is_no_npy_file(tmp_path: Path) -> None:
     (tmp_path / "a.npyd").mkdir()
     (tmp_path / "a.npyd" / "x.npy").write_bytes(pickle.dumps(Bomb()))
@@ -160,6 +163,7 @@ def test_a_pickle_is_no_npy_file(tmp_path: Path) -> None:
         mmds.open(tmp_path / "a.npyd")
 
 
+@pytest.mark.fault(31)
 def test_links_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "outside.npy", np.arange(3))
     (tmp_path / "a.npyd").mkdir()
@@ -170,6 +174,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["(1000000,)", "(-1,)", "(2**70,)", "(2, 10**30)"])
 @pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.fault(31)
 def test_declared_shapes_beyond_the_file_are_refused(tmp_path: Path, shape: str, archived: bool) -> None:
     header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     block = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode() + bytes(80)
@@ -183,6 +188,7 @@ def test_declared_shapes_beyond_the_file_are_refused(tmp_path: Path, shape: str,
         mmds.open(path)
 
 
+@pytest.mark.fault(31)
 def test_a_member_that_is_not_where_the_directory_says(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(5))
     whole = bytearray((tmp_path / "a.npz").read_bytes())
@@ -193,6 +199,7 @@ def test_a_member_that_is_not_where_the_directory_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"text" * 100])
+@pytest.mark.fault(31)
 def test_files_that_are_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(FormatError, match=r"a\.npz: not a readable \.npz archive"):

@@ -147,6 +147,7 @@ def npy(value: Any, **options: Any) -> bytes:
         (b"\x93NUMPY\x02\0\xff\xff\xff\xff", "not an .npy file"),
     ],
 )
+@pytest.mark.fault(31)
 def test_hostile_files_are_refused_one_by_one(tmp_path: Path, data: bytes, expected: str) -> None:
     save(tmp_path / "c" / "good.npy", np.arange(1.0))
     (tmp_path / "c" / "bad.npy").write_bytes(data)

@@ -105,6 +105,7 @@ def test_our_columns_after_another_tool_had_them(tmp_path: Path) -> None:
     assert again.fields == mmds.open(path).fields and again[[0, 1]]["l"].tolist() == [1, 0]
 
 
+@pytest.mark.fault(31)
 def test_a_page_that_is_damaged_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     with parquet.Writer(path, {"x": mmds.Array("int64", (50,))}) as writer:

@@ -105,6 +105,7 @@ def test_raw_pixels_in_the_file_are_those_of_the_picture(tmp_path: Path, folder:
         assert np.array_equal(sample["image"].transpose(1, 2, 0), want)
 
 
+@pytest.mark.fault(35)
 def test_raise_names_the_first_and_publishes_nothing(tmp_path: Path, bad_folder: Path) -> None:
     (bad_folder / "class3" / "up").unlink()
     with pytest.raises(SourceError) as caught:
@@ -117,6 +118,7 @@ def test_raise_names_the_first_and_publishes_nothing(tmp_path: Path, bad_folder:
 
 @pytest.mark.parametrize("policy", ["skip", "quarantine"])
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.fault(35)
 def test_bad_samples_are_counted_and_listed(tmp_path: Path, bad_folder: Path, policy: str, workers: int) -> None:
     before = sorted(str(path) for path in bad_folder.rglob("*"))
     result = convert(bad_folder, tmp_path / "out.mmds", num_workers=workers, on_error=policy)
@@ -136,11 +138,13 @@ def test_bad_samples_are_counted_and_listed(tmp_path: Path, bad_folder: Path, po
         assert [line["reason"] for line in lines] == [reason for _, reason in result.errors]
 
 
+@pytest.mark.fault(35)
 def test_quarantine_of_good_samples_is_no_file(tmp_path: Path, folder: Path) -> None:
     assert convert(folder, tmp_path / "out.mmds", on_error="quarantine", num_workers=1).quarantine is None
     assert left_in(tmp_path) == ["out.mmds"]
 
 
+@pytest.mark.fault(35)
 def test_nothing_usable_is_an_error_under_every_policy(tmp_path: Path) -> None:
     (tmp_path / "set" / "c").mkdir(parents=True)
     with pytest.raises(SourceError, match="no samples found; class folder without pictures: 1, such as c"):

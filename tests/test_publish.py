@@ -1,13 +1,12 @@
 """Publishing: readers see the old file or the new one, and a writer that fails leaves nothing behind.
 
-Failures of the system are injected with strace where it is installed, into each call that names the destination's folder.
+tests/faults/test_calls.py lets every system call fail.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -65,6 +64,7 @@ def test_nothing_has_the_name_before_the_end(tmp_path: Path) -> None:
     assert path.stat().st_nlink == 1
 
 
+@pytest.mark.fault(7)
 def test_of_two_writers_to_one_path_one_wins(tmp_path: Path) -> None:
     path = tmp_path / "d.mmds"
     first, second = Writer(path, Scalar("int8")), Writer(path, Scalar("int8"))
@@ -90,6 +90,7 @@ def test_overwriting_keeps_old_readers_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["d.mmds"]
 
 
+@pytest.mark.fault(8)
 def test_a_failed_overwrite_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "d.mmds"
     with Writer(path, Scalar("int8")) as writer:
@@ -100,6 +101,7 @@ def test_a_failed_overwrite_keeps_the_old_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["d.mmds"]
 
 
+@pytest.mark.fault(1)
 def test_what_a_killed_writer_left_is_reclaimed(waiting: subprocess.Popen[str], tmp_path: Path) -> None:
     (left,) = names(tmp_path)
     waiting.send_signal(signal.SIGKILL)
@@ -244,6 +246,7 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(mmds.open(tmp_path / "d.mmds")) == list(range(10))
 
 
+@pytest.mark.fault(3)
 def test_a_file_size_limit(tmp_path: Path) -> None:
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20 + 5000,) * 2)\n"
@@ -252,53 +255,6 @@ def test_a_file_size_limit(tmp_path: Path) -> None:
     )
     assert done.stderr == f"StorageError {errno.EFBIG}\n"
     assert names(tmp_path) == []
-
-
-STRACE = shutil.which("strace")
-INJECTED = [
-    ("write", 1),
-    ("write", 2),
-    ("write", 3),
-    ("fsync", 1),
-    ("fsync", 2),
-    ("link", 1),
-    ("rename", 1),
-    ("flock", 1),
-]
-
-
-@pytest.mark.skipif(STRACE is None, reason="strace is not installed")
-@pytest.mark.parametrize("number", ["ENOSPC", "EIO"])
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize(("call", "turn"), INJECTED)
-def test_a_failing_call_leaves_the_old_file_or_the_new(
-    call: str, turn: int, overwrite: bool, number: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "d.mmds"
-    if overwrite:
-        with Writer(path, Array("uint8", (2**19,))):
-            pass
-    calls = {"link": "?link,?linkat", "rename": "?rename,?renameat,?renameat2"}.get(call, call)
-    inject = [
-        "strace",
-        "-qq",
-        "-o",
-        os.devnull,
-        "-e",
-        f"trace={calls}",
-        "-e",
-        f"inject={calls}:error={number}:when={turn}",
-    ]
-    command = [*inject, sys.executable, "-B", "-c", WRITE, str(path), *["overwrite"] * overwrite]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if call == ("link" if overwrite else "rename"):
-        assert (done.returncode, done.stderr) == (0, "")  # a call that is not made
-    else:
-        assert done.stderr == f"StorageError {getattr(errno, number)}\n"
-    published = done.returncode == 0 or (call, turn) == ("fsync", 2)
-    assert names(tmp_path) == ["d.mmds"] * (published or overwrite)
-    if published or overwrite:
-        assert len(mmds.open(path)) == (4 if published else 0)
 
 
 def test_a_forked_child_cannot_damage_its_parents_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 import mmds
-from mmds.errors import FormatError
+from mmds.errors import FormatError, SampleError
 from mmds.jagged import Jagged, join, pad
 
 SCHEMA = {
@@ -209,3 +209,17 @@ def test_a_sample_that_is_looked_at_cannot_be_changed_unnoticed(path: Path) -> N
     with pytest.raises(ValueError, match="read-only"):
         samples[0][0] = 7
     assert isinstance(default_collate(samples), mmds.Jagged)  # type: ignore[arg-type]
+
+
+def test_padding_that_would_be_all_there_is_is_refused() -> None:
+    wide, tall = np.ones((1, 10**6), "uint8"), np.ones((10**6, 1), "uint8")
+    assert pad([wide, wide]).shape == (2, 1, 10**6)
+    assert pad([wide[:, :100], tall[:100]]).shape == (2, 100, 100)
+    with pytest.raises(
+        SampleError, match=r"of at most 1000000 bytes would be padded to the shape \(1000000, 1000000\)"
+    ):
+        pad([wide, tall])
+    nothing = [np.zeros((0, 2**32 - 1, 1), "uint8"), np.zeros((0, 1, 2**32 - 1), "uint8")]
+    assert pad(nothing[:1]).shape == (1, 0, 2**32 - 1, 1)
+    with pytest.raises(SampleError, match="2 arrays of at most 0 bytes"):
+        pad(nothing)

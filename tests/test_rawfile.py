@@ -34,6 +34,7 @@ def test_what_the_file_does_not_have_is_refused(path: Path, offset: int, size: i
         RawFile.find(path).read(offset, size)
 
 
+@pytest.mark.fault(33)
 def test_links_lead_below_the_boundary(path: Path, tmp_path: Path) -> None:
     inside = os.path.realpath(tmp_path / "in")
     (tmp_path / "in" / "link").symlink_to("a")
@@ -51,6 +52,7 @@ def test_links_lead_below_the_boundary(path: Path, tmp_path: Path) -> None:
         RawFile.find(tmp_path / "in" / "loop", inside)
 
 
+@pytest.mark.fault(33)
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name in ("fifo", "."):

@@ -224,6 +224,7 @@ def test_a_fork_reads_on(write: Write) -> None:
     subprocess.run([sys.executable, "-c", script, write(FIELDS, SAMPLES)], check=True)
 
 
+@pytest.mark.fault(22)
 def test_a_billion_samples_cost_nothing_to_open(tmp_path: Path) -> None:
     n, path = 10**9, tmp_path / "huge.mmds"
     schema = mmds.Schema({"tokens": Array("uint16", (256,), align=2), "y": Scalar("int32"), "key": Text(column=True)})

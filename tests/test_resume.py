@@ -22,6 +22,7 @@ from mmds.errors import ExistsError, FormatError, MmdsError, OptionError, Schema
 from mmds.manifest import publish_manifest, read_manifest
 from mmds.sharded import ShardedWriter
 from tests import steps
+from tests.conftest import Cases
 
 COUNT = 300
 SIZE = 20_000
@@ -81,6 +82,7 @@ def test_shards_hold_the_samples_in_order_and_are_of_the_size(tmp_path: Path, wh
     assert mmds.verify(tmp_path / "whole.mmds")
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("at", [1, -1, 0, 150, 299])
 def test_what_was_interrupted_goes_on(tmp_path: Path, whole: dict[str, bytes], at: int) -> None:
     first: int = json.loads(whole["dataset.json"])["shards"][0]["n"]
@@ -293,6 +295,7 @@ def test_added_columns_forbid_more_samples(tmp_path: Path, whole: dict[str, byte
         run(Whole(), path, append=True)
 
 
+@pytest.mark.fault(7)
 def test_two_at_once(tmp_path: Path) -> None:
     options: dict[str, Any] = {"shard_size": SIZE, "conversion": {}, "resume": True}
     with ShardedWriter(tmp_path / "out.mmds", **options) as writer:
@@ -387,15 +390,20 @@ def kill_and_resume(tmp_path: Path, count: int, kills: int, seed: int) -> None:
         assert process.returncode in (0, -9) or "2 times" in errors, errors
         if process.returncode == 0:
             break
-    assert sum(killed.values()) == kills and killed["worker"] > kills / 4 < 2 * killed["parent"], killed
+    assert sum(killed.values()) == kills, killed
+    assert kills < 20 or killed["worker"] > kills / 4 < 2 * killed["parent"], killed
     assert state(tmp_path / "out.mmds") == state(tmp_path / "want.mmds")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mmds", "source.mmds", "want.mmds"]
 
 
-def test_what_was_killed_goes_on(tmp_path: Path) -> None:
+@pytest.mark.fault(9)
+def test_what_was_killed_goes_on(tmp_path: Path, cases: Cases) -> None:
     kill_and_resume(tmp_path, 1500, 5, 1)
+    cases(5)
 
 
 @pytest.mark.stress
-def test_200_kills(tmp_path: Path) -> None:
+@pytest.mark.fault(9)
+def test_200_kills(tmp_path: Path, cases: Cases) -> None:
     kill_and_resume(tmp_path, 20_000, 200, 2)
+    cases(200)

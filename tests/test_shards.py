@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import pickle
 import resource
 from collections.abc import Iterator
@@ -182,10 +184,11 @@ def test_a_dataset_is_pickled_as_paths_and_knows_its_files(folder: Path, tmp_pat
         pickle.loads(data)[0]
 
 
+@pytest.mark.fault(19)
 def test_a_file_that_is_replaced_while_it_is_not_open(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{number}.mmds", range(2)) for number in range(2)]
     shards = Shards(paths)
-    shards.file.cache_clear()
+    shards._files.file.cache_clear()
     with mmds.Writer(paths[1], SCHEMA, overwrite=True) as writer:
         writer.write(sample(5))
     assert shards.items[-1].get(1) == 1
@@ -201,6 +204,7 @@ def few_descriptors() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.fault(20)
 def test_more_files_than_may_be_open(tmp_path: Path, few_descriptors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     for number in range(400):
@@ -292,3 +296,16 @@ def test_info_of_several_files(folder: Path, several: mmds.Reader) -> None:
     assert found["samples"] == TOTAL
     assert found["format"] == "mmds 1.0, 5 files"
     assert found["fields"][-1]["classes"] == {"cat": 25, "dog": 25}
+
+
+def test_dropping_a_dataset_closes_its_files_at_once(tmp_path: Path) -> None:
+    mmds.convert([{"x": k, "t": "x" * k} for k in range(200)], tmp_path / "a.mmds", shard_size=500)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            assert mmds.open(tmp_path / "a.mmds")[np.arange(0, 200, 3)]["x"][-1] == 198
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()

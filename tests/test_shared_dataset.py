@@ -26,6 +26,7 @@ import mmds
 from mmds import samplecache
 from mmds.errors import ExistsError, FormatError, SampleError
 from mmds.shareddataset import SharedDataset
+from tests.conftest import Cases
 from tests.likeness import assert_alike
 
 COUNT = 60
@@ -211,6 +212,7 @@ def die(shared: SharedDataset) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.fault(27)
 def test_what_killed_processes_leave_is_removed_by_the_next_one(slow: Slow, name: str) -> None:
     process = multiprocessing.get_context("spawn").Process(target=die, args=(SharedDataset(slow, name),))
     process.start()
@@ -222,6 +224,7 @@ def test_what_killed_processes_leave_is_removed_by_the_next_one(slow: Slow, name
     other.close()
 
 
+@pytest.mark.fault(27)
 def test_the_same_name_after_a_kill_begins_anew(slow: Slow, name: str) -> None:
     process = multiprocessing.get_context("spawn").Process(target=die, args=(SharedDataset(slow, name),))
     process.start()
@@ -236,6 +239,7 @@ class Other(Slow):
     """Another class."""
 
 
+@pytest.mark.fault(29)
 def test_a_name_of_another_dataset_is_refused(slow: Slow, name: str, tmp_path: Path) -> None:
     shared = SharedDataset(slow, name)
     shared[0]
@@ -247,6 +251,7 @@ def test_a_name_of_another_dataset_is_refused(slow: Slow, name: str, tmp_path: P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a file to another user takes root")
+@pytest.mark.fault(29)
 def test_a_file_of_another_user_is_refused(slow: Slow, name: str) -> None:
     shared = SharedDataset(slow, name)
     shared.path.write_bytes(b"")
@@ -258,6 +263,7 @@ def test_a_file_of_another_user_is_refused(slow: Slow, name: str) -> None:
         shared.path.unlink()
 
 
+@pytest.mark.fault(29)
 def test_a_link_in_its_place_is_refused(slow: Slow, name: str, tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("whole")
     shared = SharedDataset(slow, name)
@@ -285,6 +291,7 @@ def test_over_capacity_the_dataset_is_read_with_one_warning(tmp_path: Path, name
     shared.close()
 
 
+@pytest.mark.fault(28)
 def test_a_full_file_system(tmp_path: Path, name: str) -> None:
     mount = tmp_path / "small"
     mount.mkdir()
@@ -431,10 +438,7 @@ def kills(tmp_path: Path, name: str, count: int) -> None:
     shared.close()
 
 
-def test_kills(tmp_path: Path, name: str) -> None:
+@pytest.mark.fault(26)
+def test_kills(tmp_path: Path, name: str, cases: Cases) -> None:
     kills(tmp_path, name, 80)
-
-
-@pytest.mark.stress
-def test_ten_thousand_kills(tmp_path: Path, name: str) -> None:
-    kills(tmp_path, name, 10_000)
+    cases(80)

@@ -109,6 +109,7 @@ def test_what_contributing_says_of_a_store_is_so() -> None:
     assert len((root / "tests" / "raw_store.py").read_text().splitlines()) <= 80
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.stress)])
 def test_workers_that_inherit_nothing_read_every_store(tmp_path: Path, method: str) -> None:
     """One set of workers for all stores, because each takes seconds to start."""

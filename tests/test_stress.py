@@ -11,13 +11,15 @@ import pytest
 
 import mmds
 from mmds.errors import MmdsError
+from tests.conftest import Cases
 from tests.samples import write_every_kind
 from tests.test_integrity import flip, write_ragged
 
 pytestmark = pytest.mark.stress
 
 
-def test_ten_thousand_flipped_payload_bits_are_all_found_and_named(tmp_path: Path) -> None:
+@pytest.mark.fault(12)
+def test_12_ten_thousand_flipped_payload_bits_are_all_found_and_named(tmp_path: Path, cases: Cases) -> None:
     path = write_ragged(tmp_path / "a.mmds", 100)
     reader = mmds.open(path)
     ends = np.array(reader.footer.section("ends").shape)
@@ -32,16 +34,22 @@ def test_ten_thousand_flipped_payload_bits_are_all_found_and_named(tmp_path: Pat
             d.samples and d.samples[0] <= item // 2 < d.samples[1] and "ab"[item % 2] in d.fields for d in damages
         )
         flip(path, offset, bit)
+    cases(10_000)
 
 
-def test_a_64_kb_file_cut_at_every_length(tmp_path: Path) -> None:
+@pytest.mark.fault(10)
+def test_10_a_64_kb_file_cut_at_every_length(tmp_path: Path, cases: Cases) -> None:
     path = write_every_kind(tmp_path / "a.mmds", 36)
-    for length in reversed(range(path.stat().st_size)):
+    size = path.stat().st_size
+    assert size >= 2**16
+    for length in reversed(range(size)):
         os.truncate(path, length)
         with pytest.raises(MmdsError):
             mmds.open(path)
+    cases(size)
 
 
+@pytest.mark.fault(23)
 def test_ten_thousand_opens_leave_nothing_behind(tmp_path: Path) -> None:
     path = write_every_kind(tmp_path / "a.mmds")
     maps = Path("/proc/self/maps")

@@ -88,6 +88,7 @@ def test_reads_what_tarfile_writes(tmp_path: Path, format: int, compressed: bool
             ]
 
 
+@pytest.mark.fault(30)
 def test_what_is_no_plain_file_says_so_and_is_skipped(tmp_path: Path) -> None:
     blocks = [
         header("dir", 0, tarfile.DIRTYPE),
@@ -165,6 +166,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.fault(30)
 def test_whatever_is_wrong_is_said(tmp_path: Path, case: str) -> None:
     data, reason = REFUSED[case]
     with pytest.raises(SourceError) as raised:
@@ -172,6 +174,7 @@ def test_whatever_is_wrong_is_said(tmp_path: Path, case: str) -> None:
     assert reason in str(raised.value)
 
 
+@pytest.mark.fault(30)
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     data = pax({"path": "é.jpg"}) + file("x") + file("b.txt", b"y" * 600) + END
     for length in range(0, len(data) - len(END), 7):
@@ -180,6 +183,7 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.stress
+@pytest.mark.fault(30)
 def test_flipped_bytes_never_do_worse_than_an_error(tmp_path: Path) -> None:
     data = bytearray(pax({"path": "é.jpg", "size": "4"}) + file("x") + file(LONG[:99]) + END)
     numbers = random.Random(7)
@@ -193,6 +197,7 @@ def test_flipped_bytes_never_do_worse_than_an_error(tmp_path: Path) -> None:
         data = old
 
 
+@pytest.mark.fault(32)
 def test_a_bomb_costs_no_memory(tmp_path: Path) -> None:
     size = 50 * 2**20
     with gzip.open(tmp_path / "x.tar", "wb", compresslevel=1) as bomb:
@@ -208,6 +213,7 @@ def test_a_bomb_costs_no_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.fault(30)
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.tar")
     with pytest.raises(SourceError, match="not a file but a FIFO"):

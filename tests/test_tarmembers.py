@@ -129,6 +129,7 @@ def test_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", NOT_KEYS)
+@pytest.mark.fault(30)
 def test_what_is_no_key_makes_numbers(tmp_path: Path, key: str) -> None:
     assert keyed(tmp_path, "__key__", "good", key) == [
         ["000000.__key__.txt", "000000.cls"],
@@ -136,6 +137,7 @@ def test_what_is_no_key_makes_numbers(tmp_path: Path, key: str) -> None:
     ]
 
 
+@pytest.mark.fault(30)
 def test_keys_that_are_not_unique_make_numbers(tmp_path: Path) -> None:
     assert keyed(tmp_path, "__key__", "a", "a")[1] == ["000001.__key__.txt", "000001.cls"]
     assert keyed(tmp_path, "path", "a.1.jpg", "a.2.jpg")[1] == ["000001.path.txt", "000001.cls"]

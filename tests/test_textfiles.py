@@ -108,6 +108,7 @@ def test_paragraphs_are_named_by_their_first_line(tmp_path: Path) -> None:
     assert [item[0] for item in only(path, per="paragraph").items()] == ["line 1", "line 5"]
 
 
+@pytest.mark.fault(33)
 def test_what_is_no_text_is_counted_or_a_problem(tmp_path: Path) -> None:
     root = fill(tmp_path)
     (root / "notes.md").write_text("x")

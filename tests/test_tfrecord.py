@@ -238,6 +238,7 @@ def test_a_record_that_is_no_example_is_named(tmp_path: Path, data: bytes, reaso
     assert loaded(path, raw=True)[1] == {"record": data}
 
 
+@pytest.mark.fault(31)
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     whole = frame(example({"a": [1]}), example({"a": [2]}))
     path = tmp_path / "a.tfrecord"
@@ -250,6 +251,7 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
             assert name == "a.tfrecord" and f"record {len(source)}, at byte" in reason
 
 
+@pytest.mark.fault(31)
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     whole = frame(example({"a": [1]}), example({"a": [2]}))
     path = tmp_path / "a.tfrecord"
@@ -267,6 +269,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2**31, 2**32, 2**63, 2**64 - 1])
+@pytest.mark.fault(31)
 def test_a_length_that_lies_is_refused(tmp_path: Path, size: int) -> None:
     head = struct.pack("<Q", size)
     path = tmp_path / "a.tfrecord"
@@ -276,6 +279,7 @@ def test_a_length_that_lies_is_refused(tmp_path: Path, size: int) -> None:
     assert f"{size} bytes of data, but the file ends before" in source.problems[0][1]
 
 
+@pytest.mark.fault(33)
 def test_what_is_no_shard_is_counted_or_a_problem(tmp_path: Path) -> None:
     root = tmp_path / "set"
     root.mkdir()

@@ -122,6 +122,7 @@ def test_groups(path: Path) -> None:
     assert mmds.open(path)[3] == {"x": 3, "inner": {"y": 6}}
 
 
+@pytest.mark.fault(31)
 def test_arrays_outside_the_folder_are_refused(path: Path, tmp_path: Path) -> None:
     create(tmp_path / "outside", {"": np.arange(4)})
     group_of(path, x=str(tmp_path / "outside"))
@@ -140,6 +141,7 @@ def test_what_is_no_field_is_named(path: Path, options: dict[str, Any], reason: 
         mmds.open(path)
 
 
+@pytest.mark.fault(31)
 def test_declared_sizes_far_beyond_the_folder_are_refused(path: Path) -> None:
     create(path, {"": np.arange(1)}, ((0, 2**40),), empty=True)
     with tiledb.open(str(path), "w", ctx=context()) as array:
@@ -149,12 +151,14 @@ def test_declared_sizes_far_beyond_the_folder_are_refused(path: Path) -> None:
         mmds.open(path)
 
 
+@pytest.mark.fault(31)
 def test_tiles_that_no_memory_holds_are_refused(path: Path) -> None:
     create(path, {"": np.arange(1)}, ((0, 2**40),), tile=2**30)
     with pytest.raises(FormatError, match=rf"a\.tiledb: : chunks of {2**33} bytes refused"):
         mmds.open(path)
 
 
+@pytest.mark.fault(31)
 def test_folders_that_are_none(path: Path) -> None:
     path.mkdir()
     with pytest.raises(FormatError, match=r"a\.tiledb: not a TileDB group or array"):

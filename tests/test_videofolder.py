@@ -115,6 +115,7 @@ def test_a_live_segment_of_unknown_size_passes() -> None:
     check_film(data)
 
 
+@pytest.mark.fault(32)
 def test_no_playlist_reaches_ffmpeg(tmp_path: Path) -> None:
     (tmp_path / "secret.ts").write_bytes(film(1, ".mpg"))
     for text in (

@@ -176,6 +176,7 @@ def test_hidden_files_are_no_samples(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.fault(30)
 def test_a_key_that_comes_back_is_a_failure(tmp_path: Path) -> None:
     path = put(
         tmp_path, *(file(name, b"1") for name in ("a.cls", "b.cls", "a.txt", "c.cls", "c.CLS", "c.txt", "d.cls"))
@@ -203,6 +204,7 @@ def test_samples_end_with_their_shard(tmp_path: Path) -> None:
     assert loaded(tmp_path) == [{"__key__": "0", "cls": 1, "txt": None}, {"__key__": "0", "cls": None, "txt": "2"}]
 
 
+@pytest.mark.fault(30)
 def test_hostile_members(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     path = put(
@@ -243,6 +245,7 @@ def test_hostile_members(tmp_path: Path) -> None:
     assert set(tmp_path.rglob("*")) == before | {tmp_path / "out.mmds"}
 
 
+@pytest.mark.fault(30)
 def test_a_shard_that_is_cut_off_keeps_its_whole_samples(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.tar", range(10)).read_bytes()
     end = next(each.offset for each in members(tmp_path / "a.tar") if each.name == "train/a.b/00006.jpg")
@@ -280,6 +283,7 @@ def test_what_lies_beside_the_shards(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.fault(32)
 def test_a_large_member_of_a_compressed_shard_is_named(tmp_path: Path) -> None:
     size = 2**26 + 1
     stream = io.BytesIO()

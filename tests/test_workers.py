@@ -80,6 +80,7 @@ def test_every_item_is_done_once_and_in_order() -> None:
     assert all(seen.index((number, False)) < seen.index((number, True)) for number in (0, 8, 16, 24, 32))
 
 
+@pytest.mark.fault(25)
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     died = Steps(map=steps.DieOnce(tmp_path, 3, 4, 30, 59))
     same(outputs(Work(load, steps=died), 2), outputs(Work(load), 1))
@@ -92,6 +93,7 @@ def test_a_batch_is_done_again(tmp_path: Path) -> None:
     same(outputs(Work(load, steps=died), 2), outputs(Work(load, steps=Steps(**chosen)), 1))
 
 
+@pytest.mark.fault(25)
 def test_a_sample_that_ends_two_workers_fails_and_the_others_do_not() -> None:
     found = outputs(Work(load, steps=Steps(map=steps.die_at_7)), 2)
     assert [item for _, item, _ in found] == list(range(COUNT))
@@ -106,6 +108,7 @@ def test_a_batch_that_ends_two_workers_fails_as_a_whole() -> None:
     assert [value["first"] for _, _, value in found if not isinstance(value, Failure)] == [0, 10, 15]
 
 
+@pytest.mark.fault(25)
 def test_workers_killed_from_outside_change_nothing() -> None:
     work = Work(load, steps=Steps(map=steps.pid))
     killed = 0

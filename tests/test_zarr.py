@@ -124,6 +124,7 @@ def _edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(said | changes))
 
 
+@pytest.mark.fault(31)
 def test_declared_sizes_far_beyond_the_folder_are_refused(path: Path) -> None:
     zarr.create_array(path, shape=(2**40, 4), chunks=(2**10, 4), dtype="i4")
     with pytest.raises(
@@ -132,6 +133,7 @@ def test_declared_sizes_far_beyond_the_folder_are_refused(path: Path) -> None:
         mmds.open(path)
 
 
+@pytest.mark.fault(31)
 def test_chunks_that_no_memory_holds_are_refused(path: Path) -> None:
     zarr.create_array(path, shape=(8, 2**30), chunks=(8, 2**30), dtype="i4")
     with pytest.raises(FormatError, match=f"chunks of {2**35} bytes refused"):
@@ -139,6 +141,7 @@ def test_chunks_that_no_memory_holds_are_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", ["filters", "compressor"])
+@pytest.mark.fault(31)
 def test_pickles_are_refused(path: Path, entry: str) -> None:
     zarr.create_array(path, data=np.arange(4), zarr_format=2)
     codec = {"id": "pickle", "protocol": 5}
@@ -147,6 +150,7 @@ def test_pickles_are_refused(path: Path, entry: str) -> None:
         mmds.open(path)
 
 
+@pytest.mark.fault(31)
 def test_pickles_are_refused_in_any_place_where_a_version_of_zarr_might_take_them() -> None:
     inner = {"name": "sharding_indexed", "configuration": {"codecs": [{"name": "numcodecs.pickle"}]}}
     for said in ({"codecs": ({"name": "bytes"}, inner)}, {"filters": [{"id": "pickle"}]}):
@@ -155,6 +159,7 @@ def test_pickles_are_refused_in_any_place_where_a_version_of_zarr_might_take_the
             _refuse_pickles("here", array)
 
 
+@pytest.mark.fault(31)
 def test_object_arrays_are_refused(path: Path) -> None:
     zarr.create_array(path, data=np.arange(4), zarr_format=2)
     _edit(path / ".zarray", dtype="|O", filters=[{"id": "pickle", "protocol": 5}], fill_value=None)
@@ -162,6 +167,7 @@ def test_object_arrays_are_refused(path: Path) -> None:
         mmds.open(path)
 
 
+@pytest.mark.fault(31)
 def test_damage_names_array_and_rows(path: Path) -> None:
     with Writer(path, mmds.Array("float32", (1000,))) as writer:
         writer.write_batch(np.ones((100, 1000), "f4"))
@@ -173,6 +179,7 @@ def test_damage_names_array_and_rows(path: Path) -> None:
         mmds.open(path)[5]
 
 
+@pytest.mark.fault(31)
 def test_folders_that_are_none(path: Path) -> None:
     path.mkdir()
     with pytest.raises(FormatError, match=r"a\.zarr: not a readable Zarr group"):

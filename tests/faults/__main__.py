@@ -1,77 +1,89 @@
-"""Run every test of a fault, and write what it has shown into docs/reliability.md: ``python -m tests.faults [--stress]``.
+"""Run the tests of faults, and write what they have shown into docs/reliability.md.
 
-Each row of the table there gets the tests that show it, how many of them passed, how many cases they went through, and why
-any was skipped. Exit code 1 if one failed.
+    python -m tests.faults [--sweeps] [--print] [files and options of pytest]
+
+Each row of the table there gets the files whose tests show it, how many of them passed, and how many cases they went through:
+in `make test`, and in the long sweeps of `make stress`, which take hours all together and may be run file by file. The counts
+are kept in counts.json beside this file; a run replaces those of the files that it ran. Nothing is written if a test fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs/reliability.md"
+COUNTS = Path(__file__).with_name("counts.json")
 BEGIN, END = "<!-- counts: written by `python -m tests.faults` -->\n", "<!-- end of counts -->\n"
 
+Counts = dict[str, dict[str, list[int]]]  # file -> row -> tests, cases
 
-class Counts:
+
+class Counting:
     """A plugin of pytest that counts what the tests of each row have shown."""
 
     def __init__(self) -> None:
-        self.passed: dict[int, Counter[str]] = defaultdict(Counter)  # row -> file -> tests
-        self.cases: Counter[int] = Counter()
-        self.skipped: dict[int, set[str]] = defaultdict(set)
-        self.failed: list[str] = []
+        self.counts: Counts = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+        self.failed = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count one test."""
-        rows = [int(str(value)) for name, value in report.user_properties if name == "fault"]
-        if report.failed:
-            self.failed.append(report.nodeid)
-        elif report.skipped and isinstance(report.longrepr, tuple):
-            for row in rows:
-                self.skipped[row].add(str(report.longrepr[2]).removeprefix("Skipped: "))
-        elif report.when == "call":
-            counts = [int(str(value)) for name, value in report.user_properties if name == "cases"]
-            for row in rows:
-                self.passed[row][report.nodeid.partition("::")[0]] += 1
-                self.cases[row] += sum(counts) if counts else 1
-
-    def table(self, faults: dict[int, str]) -> str:
-        """Return the lines of the table in Markdown."""
-        lines = ["| # | fault | shown by | tests | cases |", "|---|---|---|---:|---:|"]
-        for row, fault in faults.items():
-            files = ", ".join(f"`{file.removeprefix('tests/')}`" for file in sorted(self.passed[row])) or "—"
-            why = "".join(f"; skipped: {reason}" for reason in sorted(self.skipped[row]))
-            lines.append(f"| {row} | {fault} | {files}{why} | {self.passed[row].total():,} | {self.cases[row]:,} |")
-        lines.append("")
-        return "\n".join(lines)
+        self.failed |= report.failed
+        if report.when == "call" and report.passed:
+            cases = [int(str(value)) for name, value in report.user_properties if name == "cases"]
+            for row in [str(value) for name, value in report.user_properties if name == "fault"]:
+                found = self.counts[report.nodeid.partition("::")[0]][row]
+                found[0] += 1
+                found[1] += sum(cases) if cases else 1
 
 
-def faults(page: str) -> dict[int, str]:
+def table(faults: dict[str, str], counts: dict[str, Counts]) -> str:
+    """Return the lines of the table in Markdown."""
+    lines = ["| # | fault | shown by | tests | cases | sweeps | cases |", "|---|---|---|---:|---:|---:|---:|"]
+    for row, fault in faults.items():
+        files = sorted({file for found in counts.values() for file, rows in found.items() if row in rows})
+        cells = [row, fault, ", ".join(f"`{file.removeprefix('tests/')}`" for file in files) or "nothing"]
+        for kind in ("quick", "sweeps"):
+            shown = [rows[row] for rows in counts[kind].values() if row in rows]
+            cells += [f"{sum(each[k] for each in shown):,}" if shown else "" for k in range(2)]
+        lines.append(f"| {' | '.join(cells)} |")
+    totals = [sum(each[1] for rows in counts[kind].values() for each in rows.values()) for kind in ("quick", "sweeps")]
+    return "\n".join([*lines, "", f"Cases: {totals[0]:,} in `make test`, {totals[1]:,} in the sweeps.", ""])
+
+
+def faults_of(page: str) -> dict[str, str]:
     """Return the faults that the page promises something about, by row."""
-    return {int(row): fault for row, fault in re.findall(r"^\*\*(\d+)\. (.+?)\*\*", page, re.MULTILINE)}
+    return dict(re.findall(r"^\*\*(\d+)\. (.+?)\*\*", page, re.MULTILINE))
 
 
 def main() -> None:
     """Run the tests and write the page."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--stress", action="store_true", help="the long sweeps as well: hours")
+    parser.add_argument("--sweeps", action="store_true", help="run the long sweeps instead of the tests of `make test`")
+    parser.add_argument(
+        "--print", action="store_true", help="run nothing; write the page from the counts that there are"
+    )
     given, more = parser.parse_known_args()
+    counts: dict[str, Counts] = json.loads(COUNTS.read_text()) if COUNTS.exists() else {"quick": {}, "sweeps": {}}
+    if not given.print:
+        counting = Counting()
+        marks = f"fault and {'' if given.sweeps else 'not '}stress"
+        paths = more if any(not each.startswith("-") and Path(each).exists() for each in more) else ["tests", *more]
+        code = pytest.main(["-q", "-m", marks, *paths], plugins=[counting])
+        if code or counting.failed:
+            sys.exit(int(code) or 1)
+        kind = counts["sweeps" if given.sweeps else "quick"]
+        kind |= {file: dict(rows) for file, rows in counting.counts.items()}
+        COUNTS.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
     page = PAGE.read_text()
-    counts = Counts()
-    marks = "fault" if given.stress else "fault and not stress"
-    code = pytest.main(["-q", "-m", marks, "tests", *more], plugins=[counts])
-    table = counts.table(faults(page))
-    if code or counts.failed:
-        sys.stdout.write(table)
-        sys.exit(int(code))
     before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n" + table + END + rest.partition(END)[2])
+    PAGE.write_text(before + BEGIN + "\n" + table(faults_of(page), counts) + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

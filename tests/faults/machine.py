@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,7 @@ CALLS = {
     "ftruncate": "ftruncate",
     "link": "?link,?linkat",
     "rename": "?rename,?renameat,?renameat2",
+    "exchange": "?renameat2",
     "unlink": "?unlink,?unlinkat",
     "mkdir": "?mkdir,?mkdirat",
     "close": "close",
@@ -61,4 +65,25 @@ def inject(call: str, how: str, turn: int | str, script: str, *arguments: object
 def run_script(script: str, *arguments: object, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run a Python script in a process of its own."""
     command = [*before, sys.executable, "-B", "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2], timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2], timeout=120
+    )
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Have the kernel refuse (EFBIG) what would make a file larger; Python ignores the signal that comes with it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def open_to_everybody() -> Iterator[Path]:
+    """Yield a temporary folder that every user may enter; pytest's own, and what other sessions do to them, may not be."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
