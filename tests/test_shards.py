@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import pickle
 import resource
 from collections.abc import Iterator
@@ -303,9 +302,9 @@ def test_dropping_a_dataset_closes_its_files_at_once(tmp_path: Path) -> None:
     gc.collect()
     gc.disable()
     try:
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(list(Path("/proc/self/fd").iterdir()))
         for _ in range(5):
             assert mmds.open(tmp_path / "a.mmds")[np.arange(0, 200, 3)]["x"][-1] == 198
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
     finally:
         gc.enable()
