@@ -25,11 +25,7 @@ class MappedFile(DataFile):
 
     def __init__(self, path: str | os.PathLike[str], *, in_memory: bool = False) -> None:
         path = os.fspath(path)
-        fd, size = open_regular(path)
-        try:
-            mapped = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
-        finally:
-            os.close(fd)
+        mapped = map_file(path)
         self._readahead = None if in_memory else Readahead(mapped)
         with touching_little(mapped):
             super().__init__(path, memoryview(mapped).toreadonly(), MAPPED)  # nobody can make arrays over it writable
@@ -52,3 +48,12 @@ class MappedFile(DataFile):
         if self._readahead is not None:
             for position in positions:
                 self.items[position].locate(rows, self._readahead.release)
+
+
+def map_file(path: str) -> mmap.mmap:
+    """Return the map of a whole file; `FormatError` if there is nothing to map."""
+    fd, size = open_regular(path)
+    try:
+        return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(fd)

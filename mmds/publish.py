@@ -41,12 +41,12 @@ class Draft:
         self._fd = -1
         self._log: Path | None = None
         with storage_errors(self.path):
+            reclaim(self.path)
             if os.path.lexists(self.path):
                 if not overwrite:
                     raise exists_error(self.path)
                 if not stat.S_ISREG(os.stat(self.path).st_mode):
                     raise StorageError(errno.EINVAL, f"{self._shown} exists and is not a file; it is left as it is")
-            reclaim(self.path)
             self._create()
 
     @property
@@ -101,14 +101,14 @@ class Draft:
     def discard(self) -> None:
         """Remove the temporary name and close the file. What was published stays. Calling it again does nothing."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            if os.getpid() == self._pid:  # a forked child must not take its parent's file away
-                for path in (self._log, self._temporary):
+        if fd < 0:
+            return
+        if os.getpid() == self._pid:  # a forked child must not take its parent's file away
+            for path in (self._log, self._temporary):
+                with contextlib.suppress(OSError):  # renamed into place; or it stays, for the next writer to remove
                     if path is not None:
-                        with contextlib.suppress(
-                            OSError
-                        ):  # renamed into place; or it stays, for the next writer to remove
-                            os.unlink(path)
+                        os.unlink(path)
+        with contextlib.suppress(OSError):  # what was published was synced, and the rest is thrown away
             os.close(fd)
 
 

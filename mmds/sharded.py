@@ -231,11 +231,10 @@ class ShardedWriter:
                 writer.path.unlink()
         if self._journal is not None and not self._shards:
             with contextlib.suppress(OSError):  # it stays, then, for resume
-                if self._base:
+                names = {each.name for each in self.path.iterdir()}
+                if manifest.NAME in names:  # samples were to be added
                     self._journal.remove()
-                elif [each.name for each in self.path.iterdir()] == [
-                    journal.NAME
-                ]:  # nothing temporary, for resume to remove
+                elif names == {journal.NAME}:  # nothing temporary, for resume to remove
                     self._journal.remove()
                     self.path.rmdir()
         self._free()

@@ -9,6 +9,7 @@ sequence of pieces: 24 bytes (the number of the string u32, zero u32, the length
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -115,6 +116,7 @@ class Spool:
     def close(self) -> None:
         """Free the memory and the temporary file."""
         self._tails, self._extents = [], []
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                file.close()

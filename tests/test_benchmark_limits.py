@@ -31,6 +31,7 @@ def groups() -> set[Path]:
     return set(limit_group.ROOT.glob("**/mmds-limit-*"))
 
 
+@pytest.mark.stress
 def test_limits(tmp_path: Path) -> None:
     before = groups()
     text, figures = run("benchmarks.memory.limits", tmp_path)

@@ -21,6 +21,7 @@ from mmds.converters.stores import STORES
 ROOT = Path(stores.__file__).parent.parent
 
 
+@pytest.mark.stress
 def test_quick() -> None:
     command = [sys.executable, "-m", "benchmarks.stores", "--quick", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -119,6 +119,7 @@ def test_a_small_sparse_file_is_what_the_writer_writes(tmp_path: Path) -> None:
     assert dataclasses.replace(ours, root="", content_id="") == dataclasses.replace(theirs, root="", content_id="")
 
 
+@pytest.mark.stress
 def test_memory_of_workers(tmp_path: Path) -> None:
     arguments = ("--size", 4 * MIB, "--workers", "0,2", "--check", "--json", "--plot", tmp_path / "plot.png")
     done = run("memory.workers", *arguments)

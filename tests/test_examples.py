@@ -115,6 +115,7 @@ def test_training_beats_chance_and_repeats(files: Path) -> None:
     assert measured(first.stdout) == measured(again.stdout)
 
 
+@pytest.mark.stress
 def test_training_that_learns_nothing_fails(files: Path, tmp_path: Path) -> None:
     held_out = mmds.open(files / "pictures-val.mmds")
     with mmds.Writer(tmp_path / "wrong.mmds", held_out.fields) as writer:

@@ -129,7 +129,7 @@ def test_pages_of_a_mapped_file_are_called_page_cache(child: Child, dataset: Pat
 
 
 def test_evicted_pages_are_not_resident(child: Child, dataset: Path) -> None:
-    child.run(f"m = mmds.mapped._map({str(dataset)!r}); m[:4096]")
+    child.run(f"m = mmds.mapped.map_file({str(dataset)!r}); m[:4096]")
     evict(dataset)
     there = of_file(look(child.pid), dataset)
     assert there.resident is not None
@@ -163,7 +163,7 @@ def test_a_file_that_is_gone_replaced_or_anothers_is_of_unknown_residency(
 ) -> None:
     path = tmp_path / "new\nline.mmds"
     path.write_bytes(dataset.read_bytes()[: MIB + 1])
-    child.run(f"m = mmds.mapped._map({str(path)!r})")
+    child.run(f"m = mmds.mapped.map_file({str(path)!r})")
     assert of_file(look(child.pid), path) == MappedDataset(str(path), MIB + 1, MIB + 1)
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     monkeypatch.setattr(os, "access", lambda *arguments, **options: False)
@@ -521,7 +521,7 @@ def wait_for(path: Path) -> None:
 
 
 def test_once(child: Child, dataset: Path) -> None:
-    child.run(f"m = mmds.mapped._map({str(dataset)!r})")
+    child.run(f"m = mmds.mapped.map_file({str(dataset)!r})")
     lines = run("memory", "--once", child.pid).stdout.splitlines()
     assert lines[0].startswith("\tall\t") and lines[1].startswith(f"{child.pid}\t") and len(lines[1].split("\t")) == 7
     assert lines[2] == "" and lines[3].startswith(f"{dataset}\t64.0 MiB\t")
@@ -542,7 +542,7 @@ def test_live_in_a_terminal() -> None:
 def test_hostile_names_are_escaped(child: Child, tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[2J\u202e.mmds"
     path.write_bytes(bytes(4096))
-    child.run(f"m = mmds.mapped._map({str(path)!r}); open('/proc/self/comm', 'w').write('\\x1b[2J)\\n S 1')")
+    child.run(f"m = mmds.mapped.map_file({str(path)!r}); open('/proc/self/comm', 'w').write('\\x1b[2J)\\n S 1')")
     for arguments in (["--once"], ["--once", "--json"]):
         text = run("memory", child.pid, *arguments).stdout
         assert not set(text) & set("\x1b\u202e") and "[2J)" in text

@@ -1,10 +1,12 @@
 """Run the tests of faults, and write what they have shown into docs/reliability.md.
 
-    python -m tests.faults [--sweeps] [--print] [files and options of pytest]
+    python -m tests.faults [--sweeps] [files and options of pytest]
+    python -m tests.faults --sweeps --junit FILE      # of an earlier run: pytest -o junit_family=xunit1 --junitxml=FILE
 
 Each row of the table there gets the files whose tests show it, how many of them passed, and how many cases they went through:
 in `make test`, and in the long sweeps of `make stress`, which take hours all together and may be run file by file. The counts
-are kept in counts.json beside this file; a run replaces those of the files that it ran. Nothing is written if a test fails.
+are kept in counts.json beside this file; a run replaces those of the rows and files that it ran. If a test fails, nothing is
+written.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import re
 import sys
 from collections import defaultdict
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -36,11 +39,22 @@ class Counting:
         """Count one test."""
         self.failed |= report.failed
         if report.when == "call" and report.passed:
-            cases = [int(str(value)) for name, value in report.user_properties if name == "cases"]
-            for row in [str(value) for name, value in report.user_properties if name == "fault"]:
-                found = self.counts[report.nodeid.partition("::")[0]][row]
-                found[0] += 1
-                found[1] += sum(cases) if cases else 1
+            self.add(report.nodeid.partition("::")[0], [(name, str(value)) for name, value in report.user_properties])
+
+    def add(self, file: str, properties: list[tuple[str, str]]) -> None:
+        """Count a test that passed, by what it has noted."""
+        cases = [int(value) for name, value in properties if name == "cases"]
+        for row in [value for name, value in properties if name == "fault"]:
+            found = self.counts[file][row]
+            found[0] += 1
+            found[1] += sum(cases) if cases else 1
+
+    def read(self, junit: Path) -> None:
+        """Count the tests that passed in an earlier run."""
+        for test in ElementTree.parse(junit).getroot().iter("testcase"):
+            if all(test.find(each) is None for each in ("failure", "error", "skipped")):
+                noted = [(each.get("name", ""), each.get("value", "")) for each in test.iter("property")]
+                self.add(str(test.get("classname")).replace(".", "/") + ".py", noted)
 
 
 def table(faults: dict[str, str], counts: dict[str, Counts]) -> str:
@@ -66,21 +80,22 @@ def main() -> None:
     """Run the tests and write the page."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--sweeps", action="store_true", help="run the long sweeps instead of the tests of `make test`")
-    parser.add_argument(
-        "--print", action="store_true", help="run nothing; write the page from the counts that there are"
-    )
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="run nothing; count what passed in an earlier run")
     given, more = parser.parse_known_args()
     counts: dict[str, Counts] = json.loads(COUNTS.read_text()) if COUNTS.exists() else {"quick": {}, "sweeps": {}}
-    if not given.print:
-        counting = Counting()
+    counting = Counting()
+    if given.junit:
+        counting.read(given.junit)
+    else:
         marks = f"fault and {'' if given.sweeps else 'not '}stress"
         paths = more if any(not each.startswith("-") and Path(each).exists() for each in more) else ["tests", *more]
         code = pytest.main(["-q", "-m", marks, *paths], plugins=[counting])
         if code or counting.failed:
             sys.exit(int(code) or 1)
-        kind = counts["sweeps" if given.sweeps else "quick"]
-        kind |= {file: dict(rows) for file, rows in counting.counts.items()}
-        COUNTS.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
+    kind = counts["sweeps" if given.sweeps else "quick"]
+    for file, rows in counting.counts.items():
+        kind[file] = {**kind.get(file, {}), **rows}
+    COUNTS.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n" + table(faults_of(page), counts) + END + rest.partition(END)[2])
