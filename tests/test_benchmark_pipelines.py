@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from benchmarks import keys, pipeline
 from tests.test_benchmarks import run
 
@@ -20,6 +22,7 @@ def test_pipeline() -> None:
     assert "-j1 : -j2" in text and "≤ 1.15" in text and "≥ 1.8" in text
 
 
+@pytest.mark.stress
 def test_copying() -> None:
     done = run("copying", "--size", "2MB", "--samples", "20000,1000", "--rounds", 1, "--json")
     assert done.returncode == 0, done.stderr

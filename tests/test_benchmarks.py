@@ -89,6 +89,7 @@ def test_transport() -> None:
     assert transport.report(figures, 1).count("k/s") == 4
 
 
+@pytest.mark.stress
 def test_images() -> None:
     done = run("images", "--quick", "--json")
     assert done.returncode == 0, done.stderr

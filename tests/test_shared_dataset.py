@@ -438,6 +438,7 @@ def kills(tmp_path: Path, name: str, count: int) -> None:
     shared.close()
 
 
+@pytest.mark.stress
 @pytest.mark.fault(26)
 def test_kills(tmp_path: Path, name: str, cases: Cases) -> None:
     kills(tmp_path, name, 80)

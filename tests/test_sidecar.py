@@ -87,6 +87,7 @@ print(len(reader))
 """
 
 
+@pytest.mark.stress
 def test_5000_shards_with_256_descriptors(tmp_path: Path) -> None:
     folder = tmp_path / "out.mmds"
     found = write_shards(folder, [2] * 16, lambda i: {"x": i})

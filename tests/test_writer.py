@@ -204,6 +204,7 @@ def test_4096_fields(write: Write) -> None:
     assert_alike(independent_reader.read(path.read_bytes()), [sample, sample])
 
 
+@pytest.mark.stress
 def test_memory_stays_flat_however_many_samples(tmp_path: Path) -> None:
     script = """if True:
         import sys, numpy, resource, mmds
