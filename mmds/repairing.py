@@ -19,6 +19,7 @@ from mmds.manifest import NAME, read_manifest
 from mmds.mended import MendedFile
 from mmds.publish import Draft, log_of
 from mmds.reader import Reader
+from mmds.rules import BrokenRule, broken_rules
 from mmds.stored import StoredDataset
 from mmds.unfinished import Finisher, Unfinished
 
@@ -50,8 +51,8 @@ def repair(
     """Write all samples that are whole to a new ``.mmds`` file, and list the others in ``DESTINATION.lost.jsonl``.
 
     `path` is a damaged file, a folder of shards, or the temporary file ``.NAME.XXXXXXXX.tmp`` that a killed writer left. It is
-    not changed. A sample is lost if anything of it is in a block (1 MiB) that differs from its hash or cannot be read.
-    With `doubtful`, those that can be read are kept all the same, and are in the list.
+    not changed. A sample is lost if anything of it is in a block (1 MiB) that differs from its hash or cannot be read, or if
+    no block is, and it breaks a rule of the format. With `doubtful`, those that can be read are kept all the same, and are in the list.
 
     Header, trailer and section headers may be damaged, the footer may not. `progress` is called with the bytes that have been
     looked at, and the bytes in all. Raises `FormatError` if nothing can be saved.
@@ -107,6 +108,11 @@ def _save(mended: MendedFile, writer: Copier, doubtful: bool) -> Iterator[Damage
     reader = Reader(mended, range(mended.n))
     dataset = StoredDataset(reader, opened=lambda _: mended.view)
     names = mended.schema.names
+    broken: dict[int, BrokenRule] = {}
+    if not mended.bad.any():  # as it was written, but not by this Writer
+        broken = {rule.sample: rule for rule in broken_rules(mended, keys=False)}
+        for row, rule in broken.items():
+            yield Damage(rule.reason, (row, row + 1), (rule.field,))
     for start in range(0, mended.n, step := min(CHUNK, dataset.rows_at_once)):
         stop = min(start + step, mended.n)
         hit = mended.lost(start, stop, mended.bad)
@@ -114,6 +120,7 @@ def _save(mended: MendedFile, writer: Copier, doubtful: bool) -> Iterator[Damage
         if doubtful:
             for row in np.flatnonzero(~(kept | mended.lost(start, stop, mended.unreadable).any(axis=1))).tolist():
                 kept[row] = _can_be_read(reader, start + row)
+        kept[[row - start for row in broken if start <= row < stop]] = False
         reasons: list[tuple[int, str]] = []
         _copy(dataset, start + np.flatnonzero(kept), writer, reasons)
         for row, reason in reasons:

@@ -29,8 +29,8 @@ class BrokenRule:
     field: str
 
 
-def broken_rules(file: DataFile) -> Iterator[BrokenRule]:
-    """Yield every broken rule of a file that `parse` accepts, field by field."""
+def broken_rules(file: DataFile, *, keys: bool = True) -> Iterator[BrokenRule]:
+    """Yield every broken rule of a file that `parse` accepts, field by field; with or without those of the index of keys."""
     for position, field in enumerate(file.footer.schema.fields):
         for start in range(0, file.footer.n, CHUNK):
             rows = slice(start, min(start + CHUNK, file.footer.n))
@@ -39,7 +39,7 @@ def broken_rules(file: DataFile) -> Iterator[BrokenRule]:
                     yield BrokenRule(reason, start + row, field.name)
         if isinstance(field.kind, (Text, Json)) or field.is_compressed:
             yield from _undecodable(file, position, field.name)
-        if getattr(field.kind, "key", False):
+        if keys and getattr(field.kind, "key", False):
             for reason, row in file.keys[position].broken():
                 yield BrokenRule(reason, row, field.name)
 

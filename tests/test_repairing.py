@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 
 import mmds
+from mmds.blocks import block_hash
 from mmds.errors import ExistsError, FormatError, SourceError, StorageError
 from mmds.format import BLOCK
 from mmds.writer import CHECKPOINT
 from tests.likeness import assert_alike
+from tests.resealing import put, resealed
 from tests.samples import EVERY_KIND, sample
 from tests.test_integrity import flip, write_ragged
 from tests.test_positioned import write_blocks
@@ -115,6 +118,24 @@ def test_doubtful_samples_are_kept_if_wanted(tmp_path: Path) -> None:
         ("in a damaged block, kept", (501, 1000)),
     ]
     assert found.samples_lost == 1
+
+
+def test_a_value_that_breaks_a_rule_is_not_saved(tmp_path: Path) -> None:
+    """As somebody else's writer may have written it: all hashes agree."""
+    path = tmp_path / "a.mmds"
+    with mmds.Writer(path, {"text": mmds.Text(), "key": mmds.Text(key=True)}) as writer:
+        writer.extend({"text": f"text {k}", "key": f"{k}"} for k in range(10))
+    data = bytearray(path.read_bytes())
+    at, hashes = data.index(b"text 5"), mmds.open(path).footer.sections[-1]
+    data[at] = 0xFF
+    hashed = block_hash(bytes(data[: hashes.offset])).to_bytes(8, "little")
+    path.write_bytes(
+        resealed(bytes(data), put("blocks", "root", sha256(hashed).hexdigest()), patch={hashes.data: hashed})
+    )
+    found = mmds.repair(path, tmp_path / "b.mmds")
+    assert [each["text"] for each in mmds.open(tmp_path / "b.mmds")] == [f"text {k}" for k in range(10) if k != 5]
+    assert [(damage.reason, damage.samples) for damage in found.lost] == [("not valid text", (5, 6))]
+    assert mmds.verify(tmp_path / "b.mmds") and found.samples_lost == 1
 
 
 def test_a_folder_of_shards(tmp_path: Path) -> None:
