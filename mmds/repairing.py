@@ -51,8 +51,9 @@ def repair(
     """Write all samples that are whole to a new ``.mmds`` file, and list the others in ``DESTINATION.lost.jsonl``.
 
     `path` is a damaged file, a folder of shards, or the temporary file ``.NAME.XXXXXXXX.tmp`` that a killed writer left. It is
-    not changed. A sample is lost if anything of it is in a block (1 MiB) that differs from its hash or cannot be read, or if
-    no block is, and it breaks a rule of the format. With `doubtful`, those that can be read are kept all the same, and are in the list.
+    not changed. A sample is lost if anything of it is in a block (1 MiB) that differs from its hash or cannot be read; where
+    no block is, if it breaks a rule of the format. With `doubtful`, those in damaged blocks that can be read are kept all the
+    same, and are in the list.
 
     Header, trailer and section headers may be damaged, the footer may not. `progress` is called with the bytes that have been
     looked at, and the bytes in all. Raises `FormatError` if nothing can be saved.
