@@ -100,6 +100,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.stress
 def test_training_beats_chance_and_repeats(files: Path) -> None:
     arguments = (files / "pictures-train.mmds", files / "pictures-val.mmds", "--epochs", 4)
     first, again = (run("train_cnn.py", *arguments) for _ in range(2))

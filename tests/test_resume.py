@@ -396,6 +396,7 @@ def kill_and_resume(tmp_path: Path, count: int, kills: int, seed: int) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mmds", "source.mmds", "want.mmds"]
 
 
+@pytest.mark.stress
 @pytest.mark.fault(9)
 def test_what_was_killed_goes_on(tmp_path: Path, cases: Cases) -> None:
     kill_and_resume(tmp_path, 1500, 5, 1)

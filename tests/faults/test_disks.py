@@ -210,6 +210,7 @@ def test_06_a_disk_that_can_hold_no_more_files(tmp_path: Path, source: Path, cas
         cases(left)
 
 
+@pytest.mark.stress
 @pytest.mark.fault(6)
 def test_06_no_room_for_another_name_in_a_folder(small: Disk, source: Path, cases: Cases) -> None:
     """The folder has to grow by a block, for the temporary name, or in the last moment for the final one."""

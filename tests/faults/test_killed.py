@@ -128,6 +128,7 @@ def kill_eight(folder: Path, count: int, kills: int) -> int:
     return unfinished
 
 
+@pytest.mark.stress
 @pytest.mark.fault(9)
 def test_09_one_of_eight_workers_and_then_all_are_killed(tmp_path: Path, cases: Cases) -> None:
     kill_eight(tmp_path, 600, 1)
