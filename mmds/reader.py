@@ -226,7 +226,7 @@ class Reader(Sequence[Any]):
             return np.asarray(_rows(items.valid, self._rows), bool)
         if isinstance(items, MaskedItems):
             return items.valid(np.asarray(self._rows, np.int64))
-        return np.ones(len(self), bool)
+        return np.broadcast_to(np.True_, len(self))  # one byte, however many samples a file declares
 
     def gather(self, index: Sequence[int] | NdArray, ragged: Ragged = "list") -> Any:
         """Return a batch like ``reader[index]``, with bytes and arrays of different length as `ragged` says.
