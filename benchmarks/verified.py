@@ -22,6 +22,7 @@ import numpy as np
 import mmds
 from benchmarks.machine import describe
 from benchmarks.rounds import medians
+from mmds.mapped import MappedFile
 from mmds.openfile import open_file
 from mmds.reader import Reader
 
@@ -62,7 +63,8 @@ class Populating:
         self._items: Any = self._reader.items[0]
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
-        self._base = np.frombuffer(self._reader.store.view, np.uint8).__array_interface__["data"][0]  # type: ignore[attr-defined]
+        assert isinstance(self._reader.store, MappedFile)
+        self._base = np.frombuffer(self._reader.store.view, np.uint8).__array_interface__["data"][0]
 
     def __getitem__(self, index: Any) -> Any:
         many = isinstance(index, np.ndarray)

@@ -16,6 +16,7 @@ uncompressed chunk costs no more than its own bytes.
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import math
 from collections import Counter
@@ -165,10 +166,11 @@ class ArrayWriter(StoreWriter):
             blocks.flush()
         self.describe(self.description(schema))
 
+    @abc.abstractmethod
     def create_group(self) -> None:
         """Create the empty group at `self.staging.content`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def create_array(
         self, name: str, dtype: np.dtype[Any], row: tuple[int, ...], chunk: int, block: int
     ) -> Callable[[NdArray], None]:
@@ -176,11 +178,10 @@ class ArrayWriter(StoreWriter):
 
         A chunk should have `chunk` rows, and rows will come in multiples of `block` rows, which is one of `chunk`.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def describe(self, description: str) -> None:
         """Write the group's attribute "mmds"; all arrays are complete."""
-        raise NotImplementedError
 
 
 def _unknown_sizes(kind: Array, values: list[Any]) -> NdArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 from typing import Any
 
@@ -66,17 +67,17 @@ class ArrowWriter(StoreWriter):
         """Return the description as far as it is known before the samples are: without their number."""
         return canonical.dump({"fields": schema.to_json(), "metadata": self.metadata})
 
+    @abc.abstractmethod
     def open_file(self, schema: Schema) -> None:
         """Open the file at `self.staging.content`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write_table(self, table: pa.Table, rows: int) -> None:
         """Write `table` in pieces of about `rows` rows."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close_file(self, schema: Schema) -> None:
         """Write the description, and close the file."""
-        raise NotImplementedError
 
 
 def bitmap(valid: NdArray | None) -> pa.Buffer | None:

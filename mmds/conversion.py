@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from mmds.converters import Ignored
 from mmds.errors import SourceError, printable
-from mmds.publish import Draft
+from mmds.publish import publish_lines
 
 Progress = Callable[[int, int | None, int], None]
 
@@ -99,26 +98,13 @@ class Run:
         done = self._report.done
         if done and self.bad and not written:
             raise SourceError(f"{self.shown}: none of the {done} samples can be used{self.first_failure}")
-        report = _quarantine(destination, self.bad) if self._on_error == "quarantine" else None
+        report = None
+        if self._on_error == "quarantine":
+            lines = [{"name": name, "reason": reason} for name, reason in self.bad]
+            report = publish_lines(destination.with_name(destination.name + ".quarantine.jsonl"), lines)
         self._report.end()
         return report
 
 
 def _shown(name: str) -> str:
     return printable(name, limit=4096)
-
-
-def _quarantine(destination: Path, bad: list[tuple[str, str]]) -> Path | None:
-    """Publish the list of bad samples beside the destination, in place of one from an earlier run."""
-    path = destination.with_name(destination.name + ".quarantine.jsonl")
-    if not bad:
-        path.unlink(missing_ok=True)
-        return None
-    draft = Draft(path, overwrite=True)
-    try:
-        for name, reason in bad:  # ASCII only: a name that is not UTF-8 comes back as Python's str of it
-            draft.write(memoryview(json.dumps({"name": name, "reason": reason}).encode() + b"\n"))
-        draft.publish()
-    finally:
-        draft.discard()
-    return path

@@ -64,9 +64,7 @@ class DataFile:
         return self._disk_reads.wanted(samples)
 
     def ask(self, positions: Sequence[int], rows: NdArray) -> None:
-        """Ask the kernel to read `rows` of the fields at `positions`. Does not wait for it."""
-        raise NotImplementedError
+        """Ask the kernel to read `rows` of the fields at `positions`, if this way to read can. Does not wait for it."""
 
     def release(self, positions: Sequence[int], rows: NdArray) -> None:
-        """Take `rows` of the fields at `positions` out of this process; they stay in the page cache."""
-        raise NotImplementedError
+        """Take `rows` of the fields at `positions` out of this process, if they are; they stay in the page cache."""

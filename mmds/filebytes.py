@@ -121,16 +121,14 @@ class FileBytes:
 
     def rows(self, offset: int, stride: int, size: int, rows: NdArray) -> NdArray:
         """Return `size` bytes at ``offset + row * stride`` for each of `rows`: uint8 of shape (len(rows), size)."""
-        found = np.empty((len(rows), size), np.uint8)
-        if not found.size:
-            return found
-        if len(rows) == 1:
-            self.read_into(offset + rows.item(0) * stride, found.reshape(-1).data)
-            return found
+        if len(rows) < 2 or not size:
+            parts = [self.read(offset + row * stride, size) for row in rows.tolist()]
+            return np.frombuffer(b"".join(parts), np.uint8).reshape(len(rows), size)
         groups = list(near(rows, max(1, WINDOW // stride)))
         if len(groups) > len(rows) // 2:
             parts = self.read_spans(offset + rows * stride, np.full(len(rows), size))
             return np.frombuffer(b"".join(parts), np.uint8).reshape(len(rows), size)
+        found = np.empty((len(rows), size), np.uint8)
         for at in groups:
             low, high = rows[at][[0, -1]].tolist()
             data = self.read(offset + low * stride, (high - low) * stride + size)

@@ -140,16 +140,28 @@ def describe_shard(path: str | os.PathLike[str], relative: str) -> Shard:
     return Shard(relative, file.n, file.footer.file_length, file.content_id)
 
 
-def open_listed(folder: str | os.PathLike[str], entry: Shard, reading: Reading = "mapped") -> DataFile:
-    """Open a file of the folder; `FormatError` where it is not the one that the manifest lists."""
+def listed_path(folder: str | os.PathLike[str], entry: Shard) -> str:
+    """Return the path of a file of the folder; `FormatError` if it leads out of it."""
     path = os.path.join(folder, entry.path)  # noqa: PTH118 (as all paths that DataFile keeps)
     real, root = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath([real, root]) != root:
         raise FormatError(f"{printable(path)}: leads out of the folder, to {printable(real)}")
+    return path
+
+
+def open_listed(folder: str | os.PathLike[str], entry: Shard, reading: Reading = "mapped") -> DataFile:
+    """Open a file of the folder; `FormatError` where it is not the one that the manifest lists."""
+    path = listed_path(folder, entry)
     try:
         file = open_file(path, reading)
     except FileNotFoundError:
         raise FormatError(f"{printable(path)}: missing, but {NAME} lists it") from None
+    check_listed(file, entry)
+    return file
+
+
+def check_listed(file: DataFile, entry: Shard) -> None:
+    """Check that an open file is the one that the manifest lists, or raise `FormatError`."""
     for what, found, expected in (
         ("content id", file.content_id, entry.content_id),
         ("bytes", file.footer.file_length, entry.bytes),
@@ -157,10 +169,9 @@ def open_listed(folder: str | os.PathLike[str], entry: Shard, reading: Reading =
     ):
         if found != expected:
             raise FormatError(
-                f"{printable(path)}: not the file that {NAME} lists: {what} {found}, expected {expected}; "
+                f"{printable(file.path)}: not the file that {NAME} lists: {what} {found}, expected {expected}; "
                 f"it was replaced, or {NAME} belongs to other files"
             )
-    return file
 
 
 def parse_manifest(text: bytes) -> Manifest:

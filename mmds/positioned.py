@@ -50,9 +50,6 @@ class PositionedFile(DataFile):
         for position in positions:
             self.items[position].locate(rows, self._ask)
 
-    def release(self, positions: Sequence[int], rows: NdArray) -> None:
-        """Do nothing: no page of the file is in this process."""
-
     def _ask(self, starts: NdArray, stops: NdArray) -> None:
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             self.view.expect(start, stop - start)

@@ -16,13 +16,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mmds.errors import ExistsError, StorageError, printable
 
@@ -110,6 +111,25 @@ class Draft:
                         os.unlink(path)
         with contextlib.suppress(OSError):  # what was published was synced, and the rest is thrown away
             os.close(fd)
+
+
+def publish_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Publish a report, a line of JSON for each of `lines`, in place of one from an earlier run.
+
+    Without lines the earlier one is removed, and None is returned. ASCII only: a name that is not UTF-8 comes back as
+    Python's str of it.
+    """
+    if not lines:
+        path.unlink(missing_ok=True)
+        return None
+    draft = Draft(path, overwrite=True)
+    try:
+        for line in lines:
+            draft.write(memoryview(json.dumps(line).encode() + b"\n"))
+        draft.publish()
+    finally:
+        draft.discard()
+    return path
 
 
 def link_into_place(temporary: Path, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ import numpy as np
 from mmds.copying import Copier
 from mmds.damage import Damage
 from mmds.errors import FormatError, SchemaError, SourceError, printable
+from mmds.filebytes import FileBytes
 from mmds.format import HEADER_MAGIC, TRAILER_MAGIC
-from mmds.manifest import NAME, read_manifest
+from mmds.manifest import NAME, Shard, check_listed, listed_path, read_manifest
 from mmds.mended import MendedFile
-from mmds.publish import Draft, log_of
+from mmds.publish import log_of, publish_lines
 from mmds.reader import Reader
 from mmds.rules import BrokenRule, broken_rules
 from mmds.stored import StoredDataset
@@ -59,34 +59,35 @@ def repair(
     looked at, and the bytes in all. Raises `FormatError` if nothing can be saved.
     """
     path = Path(path)
+    entries: list[Shard | None] = [None]
     if os.path.isdir(path):  # noqa: PTH112 (as everywhere)
-        files: list[tuple[Path, int | None]] = _shards(path)
-    else:
-        if _is_unfinished(path):
-            return _finish(path, destination, overwrite, progress)
-        files = [(path, None)]
-    report = _Report(files, progress)
+        entries = [*_shards(path)]
+    elif _is_unfinished(path):
+        return _finish(path, destination, overwrite, progress)
+    done = _Done(progress, sum(path.stat().st_size if entry is None else entry.bytes for entry in entries))
     writer: Copier | None = None
     start, lost = 0, list[Damage]()
     try:
-        for file, n in files:
-            name = f"{printable(file.name)}: " if len(files) > 1 else ""
+        for entry in entries:
+            before = done.done
             try:
-                mended = MendedFile(file, report.add)
+                mended = MendedFile(path, done.add) if entry is None else _open_shard(path, entry, done)
             except (FormatError, OSError) as error:
-                if n is None:
+                if entry is None:
                     raise
-                lost.append(Damage(str(error), (start, start + n)))
-                start += n
+                lost.append(Damage(str(error), (start, start + entry.n)))
+                start += entry.n
+                done.add(before + entry.bytes - done.done)
                 continue
             if writer is None:
                 writer = Copier(destination, mended.schema, metadata=mended.metadata, overwrite=overwrite)
             if writer.fields is None or writer.fields.to_json() != mended.schema.to_json():
-                raise SchemaError(f"{printable(file)}: has other fields than the shards before it")
+                raise SchemaError(f"{printable(mended.path)}: has other fields than the shards before it")
+            name = "" if entry is None else f"{printable(entry.path)}: "
             lost += [damage.within(name, start) for damage in _save(mended, writer, doubtful)]
             start += mended.n
         if writer is None:
-            raise FormatError(f"{printable(path)}: none of its {len(files)} shards can be read; the first: {lost[0]}")
+            raise FormatError(f"{printable(path)}: none of its {len(entries)} shards can be read; the first: {lost[0]}")
         writer.close()
     finally:
         if writer is not None:
@@ -94,14 +95,20 @@ def repair(
     return Repair(writer.path, len(writer), start - len(writer), tuple(lost), _list(writer.path, lost))
 
 
-def _shards(folder: Path) -> list[tuple[Path, int | None]]:
+def _shards(folder: Path) -> tuple[Shard, ...]:
     manifest = read_manifest(folder)
     if manifest.columns:
         raise SourceError(
             f"{printable(folder)}: has columns that were added later, in files of their own, which would no longer fit. "
             f"Repair the files that {NAME} lists one by one"
         )
-    return [(folder / shard.path, shard.n) for shard in manifest.shards]
+    return manifest.shards
+
+
+def _open_shard(folder: Path, entry: Shard, done: _Done) -> MendedFile:
+    mended = MendedFile(listed_path(folder, entry), done.add)
+    check_listed(mended, entry)
+    return mended
 
 
 def _save(mended: MendedFile, writer: Copier, doubtful: bool) -> Iterator[Damage]:
@@ -162,56 +169,32 @@ def _ranges(hit: NdArray, kept: NdArray, start: int, names: Sequence[str]) -> It
 
 def _is_unfinished(path: Path) -> bool:
     """Return whether a file begins like an ``.mmds`` file and has no trailer, and a log is beside it."""
-    with open(path, "rb") as file:
-        begins = file.read(len(HEADER_MAGIC))
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - len(TRAILER_MAGIC)))
-        ends = file.read()
+    data = FileBytes(os.fspath(path))
+    begins, ends = data[: len(HEADER_MAGIC)], data[-len(TRAILER_MAGIC) :]
     return begins == HEADER_MAGIC and ends != TRAILER_MAGIC and (path.suffix == ".tmp" or log_of(path).exists())
 
 
 def _finish(path: Path, destination: Any, overwrite: bool, progress: Progress | None) -> Repair:
     found = Unfinished(path)
-    done, total = 0, found.data_end
-
-    def add(size: int) -> None:
-        nonlocal done
-        done += size
-        if progress is not None:
-            progress(done, total)
-
     with Finisher(destination, found.schema, metadata=found.metadata, overwrite=overwrite) as writer:
-        writer.finish(found, add)
+        writer.finish(found, _Done(progress, found.data_end).add)
     lost = Damage(f"an unfinished file: samples from {found.n} on were not written, or are not whole")
     return Repair(writer.path, found.n, 0, (lost,), _list(writer.path, [lost]))
 
 
 def _list(destination: Path, lost: Sequence[Damage]) -> Path | None:
-    """Publish the list of lost samples beside the destination, in place of one from an earlier run."""
-    path = destination.with_name(destination.name + ".lost.jsonl")
-    if not lost:
-        path.unlink(missing_ok=True)
-        return None
-    draft = Draft(path, overwrite=True)
-    try:
-        for damage in lost:
-            line = {"samples": damage.samples, "fields": damage.fields, "reason": damage.reason}
-            draft.write(memoryview(json.dumps(line).encode() + b"\n"))
-        draft.publish()
-    finally:
-        draft.discard()
-    return path
+    lines = [{"samples": damage.samples, "fields": damage.fields, "reason": damage.reason} for damage in lost]
+    return publish_lines(destination.with_name(destination.name + ".lost.jsonl"), lines)
 
 
-class _Report:
-    """How many bytes have been looked at."""
+class _Done:
+    """How many bytes of all have been looked at."""
 
-    def __init__(self, files: Sequence[tuple[Path, Any]], progress: Progress | None) -> None:
-        self._total = sum(file.stat().st_size for file, _ in files if file.exists())
-        self._done, self._progress = 0, progress
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.done, self._total, self._progress = 0, total, progress
 
     def add(self, size: int) -> None:
         """Note that so many bytes more are done."""
-        self._done += size
+        self.done += size
         if self._progress is not None:
-            self._progress(self._done, self._total)
+            self._progress(self.done, self._total)

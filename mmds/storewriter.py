@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 from collections.abc import Mapping
@@ -47,17 +48,17 @@ class StoreWriter(SampleWriter):
         """Return which field this store cannot hold, and why, or an empty text."""
         return ""
 
+    @abc.abstractmethod
     def create(self, schema: Schema) -> None:
         """Create an empty dataset at `self.staging.content`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def append(self, columns: list[Column], size: int) -> None:
         """Append `size` samples, one column per field."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finish(self, schema: Schema) -> None:
         """Write `self.description(schema)` and close the dataset."""
-        raise NotImplementedError
 
     def close_library(self) -> None:
         """Close what the library has open, after an error too. May be called more than once."""

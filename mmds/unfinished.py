@@ -21,8 +21,8 @@ import xxhash
 from mmds import canonical
 from mmds.blocks import block_hash
 from mmds.errors import FormatError, StorageError, printable
-from mmds.filebytes import FileBytes
-from mmds.format import BLOCK, DATA_START, HEADER, layout, schema_id
+from mmds.filebytes import FileBytes, reading
+from mmds.format import BLOCK, DATA_START, HEADER, KEY_ROLES, layout, schema_id
 from mmds.publish import log_of
 from mmds.schema import Schema
 from mmds.spool import HEAD, PREAMBLE
@@ -61,6 +61,13 @@ class Log:
         """Return bytes of string `number`, all of which are there."""
         return b"".join(self.pieces(number, start, stop))
 
+    def whole(self, number: int, limit: int | None = None) -> bytes:
+        """Return string `number`; `ValueError` if it is longer than `limit`."""
+        length = self.length(number)
+        if limit is not None and length > limit:
+            raise ValueError(f"{length} bytes; at most {limit} are allowed")
+        return self.read(number, 0, length)
+
     def pieces(self, number: int, start: int, stop: int) -> Iterator[bytes]:
         """Yield bytes of string `number` piece by piece."""
         while start < stop:
@@ -87,41 +94,38 @@ class Unfinished:
                 f"{shown}: an unfinished file, and {printable(log.name)} is not beside it: nothing says what its samples "
                 "are. It is written with the first 64 MiB"
             )
-        self._data, self.log = FileBytes(os.fspath(path)), Log(log)
+        self.data, self.log = FileBytes(os.fspath(path)), Log(log)
         try:
-            fcntl.flock(self._data.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.data.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StorageError(error.errno, f"{shown} is still being written by another process") from None
-        preamble = [self.log.read(PREAMBLE + k, 0, self.log.length(PREAMBLE + k)) for k in range(2)]
         try:
-            self.schema, self.metadata = Schema.from_json(canonical.load(preamble[0])), canonical.load(preamble[1])
+            fields, self.metadata = (
+                canonical.load(self.log.whole(PREAMBLE + k, canonical.MAX_BYTES)) for k in range(2)
+            )
+            self.schema = Schema.from_json(fields)
         except (ValueError, LookupError, TypeError) as error:
             raise FormatError(f"{printable(log)}: does not say which fields there are: {printable(error)}") from None
-        header = np.frombuffer(self._data.read(0, HEADER.itemsize).ljust(HEADER.itemsize), HEADER)[0]
+        header = np.frombuffer(self.data.read(0, HEADER.itemsize).ljust(HEADER.itemsize), HEADER)[0]
         if header["schema_id"].tobytes() != schema_id(self.schema):
             raise FormatError(f"{shown}: not the file that {printable(log.name)} belongs to")
         self.numbers = {role: number for number, role in enumerate(spooled(self.schema))}
+        self.row_sizes = _row_sizes(self.schema)
         self.n = self._count()
 
     def _count(self) -> int:
         """Return how many samples have all of their data and all of their index."""
         log, per_sample = self.log, len(self.schema.payload)
-        sections = layout(self.schema, 1, DATA_START, dict.fromkeys(range(len(self.schema)), 0))
         counts: list[int] = []
-        for section in sections[:-1]:
-            number = self.numbers.get((section.role, section.field))
-            if number is None or section.role in ("values", "dictionary"):
-                continue
+        for (role, position), size in self.row_sizes.items():
+            number = self.numbers[role, position]
             length = log.length(number)
-            if section.role == "ends":
-                if per_sample:
-                    counts.append((length // 8 - 1) // per_sample)
-            elif section.role == "value_ends":
-                values = log.length(self.numbers["values", section.field])
+            if role == "value_ends":
+                values = log.length(self.numbers["values", position])
                 counts.append(self._last(number, 1, length // 8 - 1, values))
-            else:
-                counts.append(length // section.nbytes)
-        n = max(0, min(counts))
+            elif size:
+                counts.append((length - 8 * (role == "ends")) // size)
+        n = max(0, min(counts, default=0))
         return self._last(self.numbers["ends", None], per_sample, n, self._whole_data()) if per_sample else n
 
     def _last(self, string: int, step: int, n: int, limit: int) -> int:
@@ -132,19 +136,25 @@ class Unfinished:
     def _whole_data(self) -> int:
         """Return how far the file is as it was written."""
         string = len(self.numbers)
-        for block in range(min(self.log.length(string) // 8, len(self._data) // BLOCK)):
-            if block_hash(self._data.read(block * BLOCK, BLOCK)) != self.log.number(string, block):
+        for block in range(min(self.log.length(string) // 8, len(self.data) // BLOCK)):
+            if block_hash(self.data.read(block * BLOCK, BLOCK)) != self.log.number(string, block):
                 return block * BLOCK
-        return min(self.log.length(string) // 8, len(self._data) // BLOCK) * BLOCK
+        return min(self.log.length(string) // 8, len(self.data) // BLOCK) * BLOCK
 
     @property
     def data_end(self) -> int:
         """Where the data of the last sample ends."""
         return self.log.number(self.numbers["ends", None], self.n * len(self.schema.payload))
 
-    def copy(self, offset: int, length: int, writer: Finisher) -> None:
-        """Append data to a writer."""
-        writer.append_data(self._data.fd, offset, length)
+
+def _row_sizes(schema: Schema) -> dict[tuple[str, int | None], int]:
+    """Return how many bytes each sample adds to the strings that have a row for every sample, by role and field."""
+    one = layout(schema, 1, DATA_START, dict.fromkeys(range(len(schema)), 0))
+    return {
+        (section.role, section.field): section.nbytes - 8 * (section.role in ("ends", "value_ends"))
+        for section in one
+        if section.role not in ("values", "dictionary", "blocks", *KEY_ROLES)
+    }
 
 
 class Finisher(Writer):
@@ -154,48 +164,29 @@ class Finisher(Writer):
         """Write all samples of an unfinished file with the same fields; `progress` gets bytes as they are done."""
         self._check_open()
         assert self._spool is not None and self._schema is not None
-        with self._ending_on_error():
-            dictionaries = {k: self._whole(found, "dictionary", k) for k in self._schema.compressed}
+        with self._ending_on_error(), reading(found.data.path):
+            dictionaries = {k: found.log.whole(found.numbers["dictionary", k]) for k in self._schema.compressed}
             if dictionaries:
                 self._begin_samples(self._schema, dictionaries)
             for start in range(DATA_START, found.data_end, BLOCK):
-                found.copy(start, min(BLOCK, found.data_end - start), self)
-                progress(min(BLOCK, found.data_end - start))
-            for role, position in self._numbers:
+                size = min(BLOCK, found.data_end - start)
+                self._stream.copy(found.data.fd, start, size)
+                progress(size)
+            for (role, position), number in found.numbers.items():
                 if role != "dictionary":
-                    self._take(found, role, position)
+                    start, stop = (8, 8) if role in ("ends", "value_ends") else (0, 0)  # the first end is there already
+                    stop += found.n * found.row_sizes.get((role, position), 0)
+                    if role == "values":
+                        assert position is not None
+                        stop = self._totals[position] = found.log.number(found.numbers["value_ends", position], found.n)
+                        if position in self._keys:
+                            self._take_keys(found, position)
+                    for piece in found.log.pieces(number, start, stop):
+                        self._spool.append(number, piece)
             self._n = found.n
 
-    def append_data(self, fd: int, offset: int, length: int) -> None:
-        """Append bytes of an open file to the data."""
-        self._stream.copy(fd, offset, length)
-
-    def _whole(self, found: Unfinished, role: str, position: int) -> bytes:
-        string = found.numbers[role, position]
-        return found.log.read(string, 0, found.log.length(string))
-
-    def _take(self, found: Unfinished, role: str, position: int | None) -> None:
-        assert self._spool is not None
-        number, n = found.numbers[role, position], found.n
-        start, stop = 0, n * self._row(role, position)
-        if role in ("ends", "value_ends"):
-            start, stop = 8, stop + 8  # the first one is there already
-        elif role == "values":
-            assert position is not None
-            ends = found.numbers["value_ends", position]
-            stop = self._totals[position] = found.log.number(ends, n)
-            if position in self._keys:
-                self._take_keys(found, number, ends, position)
-        for piece in found.log.pieces(number, start, stop):
-            self._spool.append(number, piece)
-
-    def _row(self, role: str, position: int | None) -> int:
-        assert self._schema is not None
-        one = layout(self._schema, 1, DATA_START, dict.fromkeys(range(len(self._schema)), 0))
-        section = next(each for each in one if (each.role, each.field) == (role, position))
-        return section.nbytes - 8 if role in ("ends", "value_ends") else section.nbytes
-
-    def _take_keys(self, found: Unfinished, values: int, ends: int, position: int) -> None:
+    def _take_keys(self, found: Unfinished, position: int) -> None:
+        values, ends = (found.numbers[role, position] for role in ("values", "value_ends"))
         for first in range(0, found.n, 2**14):
             last = min(first + 2**14, found.n)
             marks: Any = np.frombuffer(found.log.read(ends, 8 * first, 8 * last + 8), "<u8").tolist()

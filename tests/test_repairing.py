@@ -299,3 +299,46 @@ def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path, monkeypatch:
         with pytest.raises(StorageError, match="still being written"):
             mmds.repair(left, tmp_path / "b.mmds")
     assert mmds.verify(tmp_path / "a.mmds") and sorted(tmp_path.iterdir()) == [tmp_path / "a.mmds"]
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "a.mmds"
+    mmds.convert([{"x": np.full(9000, k)} for k in range(30)], folder, shard_size=1_000_000)
+    first, second, *_ = sorted(folder.glob("*.mmds"))
+    second.rename(tmp_path / "elsewhere.mmds")
+    second.symlink_to(tmp_path / "elsewhere.mmds")
+    found = mmds.repair(folder, tmp_path / "b.mmds")
+    assert found.samples == 30 - found.samples_lost and len(mmds.open(first)) <= found.samples
+    (lost,) = found.lost
+    assert "leads out of the folder" in lost.reason
+
+
+def test_a_shard_that_the_folder_does_not_list_is_not_saved(tmp_path: Path) -> None:
+    """Whole, and of the same fields, but other samples."""
+    folder = tmp_path / "a.mmds"
+    mmds.convert([{"x": np.full(9000, k)} for k in range(30)], folder, shard_size=1_000_000)
+    first, *_ = sorted(folder.glob("*.mmds"))
+    count = len(mmds.open(first))
+    with mmds.Writer(first, overwrite=True) as writer:
+        writer.extend({"x": np.full(9000, -k)} for k in range(count))
+    found = mmds.repair(folder, tmp_path / "b.mmds")
+    assert [each["x"][0] for each in mmds.open(tmp_path / "b.mmds")] == list(range(count, 30))
+    (lost,) = found.lost
+    assert lost.samples == (0, count) and "not the file that dataset.json lists" in lost.reason
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mmds")
+    with pytest.raises(FormatError, match="not a regular file"):
+        mmds.repair(tmp_path / "a.mmds", tmp_path / "b.mmds")
+
+
+def test_progress_comes_to_an_end_whatever_is_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "a.mmds"
+    mmds.convert([{"x": np.full(9000, k)} for k in range(30)], folder, shard_size=1_000_000)
+    _, second, *_ = sorted(folder.glob("*.mmds"))
+    second.unlink()
+    told: list[tuple[int, int]] = []
+    mmds.repair(folder, tmp_path / "b.mmds", progress=lambda done, total: told.append((done, total)))
+    done, total = told[-1]
+    assert 0.9 * total < done <= total
