@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mmds
-from mmds.options import size
+from mmds.options import local_path, size
 
 if TYPE_CHECKING:
     from mmds.conversion import Output
@@ -67,7 +67,7 @@ def fractions(text: str) -> dict[str, float] | list[float]:
 
 @click.command()
 @click.argument("source")
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination", type=local_path)
 @click.option(
     "--indices", "chosen", type=indices, metavar="0:100,5", help="Which samples: numbers and slices, in this order."
 )
@@ -101,7 +101,7 @@ def select(
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True)
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination", type=local_path)
 @_shared
 def merge(sources: tuple[str, ...], destination: Path, overwrite: bool, no_progress: bool, as_json: bool) -> None:
     """Copy the samples of all SOURCES, one after the other, to DESTINATION. All have the same fields."""
@@ -112,7 +112,7 @@ def merge(sources: tuple[str, ...], destination: Path, overwrite: bool, no_progr
 
 @click.command()
 @click.argument("source")
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination", type=local_path)
 @click.option("--size", type=size, metavar="SIZE", help="At most so many bytes of samples in each part, such as 1GB.")
 @click.option("--count", type=click.IntRange(1), help="So many samples in each part.")
 @click.option("--fractions", type=fractions, metavar="train=0.9,val=0.1", help="Shares of a random split.")

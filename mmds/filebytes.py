@@ -119,6 +119,11 @@ class FileBytes:
                     raise EOFError
                 target, offset = target[got:], offset + got
 
+    def read_each_into(self, starts: NdArray, target: NdArray) -> None:
+        """Fill each row of `target`, which is bytes, with those from each of `starts` on."""
+        for start, row in zip(starts.tolist(), target, strict=True):
+            self.read_into(start, row.data)
+
     def rows(self, offset: int, stride: int, size: int, rows: NdArray) -> NdArray:
         """Return `size` bytes at ``offset + row * stride`` for each of `rows`: uint8 of shape (len(rows), size)."""
         if len(rows) < 2 or not size:

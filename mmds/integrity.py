@@ -20,11 +20,12 @@ from mmds.blocks import block_hash
 from mmds.damage import Damage as Damage
 from mmds.damage import affected
 from mmds.datafile import DataFile
-from mmds.errors import FormatError, SchemaError, StorageError, printable
+from mmds.errors import FormatError, SchemaError, SourceError, StorageError, printable
 from mmds.format import BLOCK, schema_id
 from mmds.manifest import NAME, Manifest, open_listed
 from mmds.openfile import open_file
 from mmds.opening import Source, matches
+from mmds.remote import is_url
 from mmds.rules import broken_rules
 from mmds.sidecar import folder_manifest, open_folder
 
@@ -56,6 +57,11 @@ def verify(path: Source, *, num_workers: int | None = None, progress: Progress |
     and the bytes in all. A damaged header, footer, trailer or manifest, and a missing shard, are reported like any
     other damage.
     """
+    if is_url(path):
+        raise SourceError(
+            f"{printable(path)}: files are verified, and this is a URL; download it first, or read it with "
+            "mmds.open(url, verify='read'), which checks every block that it reads"
+        )
     check = _Check(num_workers or len(os.sched_getaffinity(0)), progress)
     if not isinstance(path, (str, os.PathLike)):
         return _verify_files([os.fspath(each) for each in path], check)

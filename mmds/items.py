@@ -245,7 +245,11 @@ class NullableItems:
 
     def gather(self, indices: NdArray) -> list[Any]:
         """Return the values of samples `indices` as a list with None for nulls."""
-        return [self.get(index) for index in indices.tolist()]
+        valid = np.asarray(self.valid[indices], bool)
+        filled = indices[valid]
+        at_once = isinstance(self.items, VariableItems)  # which makes the same of them as `get`
+        values = iter(self.items.gather(filled)) if at_once else map(self.items.get, filled.tolist())
+        return [next(values) if is_valid else None for is_valid in valid.tolist()]
 
     def locate(self, indices: NdArray, tell: Tell) -> None:
         """Tell where the values are; those of nulls are empty."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -55,9 +56,15 @@ def plain(value: Any, kind: Kind) -> Any:
     return value
 
 
-def show_sample(reader: Reader, index: int, name: str | None, output: Path | None, as_json: bool) -> None:
-    """Print one sample, or write one of its fields to the file `output`."""
-    row = int(reader.resolve([index], range(len(reader)))[0])
+def show_sample(reader: Reader, wanted: str, name: str | None, output: Path | None, as_json: bool) -> None:
+    """Print the sample with a number or, where `wanted` is none, with a key; or write one of its fields to a file."""
+    if re.fullmatch(r"[+-]?\d{1,18}", wanted):
+        row = int(reader.resolve([int(wanted)], range(len(reader)))[0])
+    else:
+        try:
+            row = reader.find_row(wanted, range(len(reader)))
+        except KeyError as error:
+            raise IndexError(error.args[0]) from None
     positions = range(len(reader.fields)) if name is None else [reader.fields.index(name)]
     if output is not None:
         position = next((p for p in positions if _is_file(reader.fields[p].kind)), positions[0])

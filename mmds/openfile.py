@@ -8,9 +8,11 @@ import warnings
 from typing import Literal
 
 from mmds.datafile import DataFile
-from mmds.errors import printable
+from mmds.errors import SourceError, printable
 from mmds.mapped import MappedFile
 from mmds.positioned import PositionedFile
+from mmds.remote import is_url
+from mmds.remotefile import RemoteFile
 
 Reading = Literal["mapped", "in memory", "positioned", "checked"]
 
@@ -29,7 +31,14 @@ def reading_of(in_memory: bool, verify: str) -> Reading:
 
 
 def open_file(path: str | os.PathLike[str], reading: Reading = "mapped") -> DataFile:
-    """Open a file. One for whose map there is no address space is read by position, and a warning says so once."""
+    """Open a file, or what is at a URL, by ranges.
+
+    A file for whose map there is no address space is read by position, and a warning says so once.
+    """
+    if is_url(path):
+        if reading == "in memory":
+            raise SourceError(f"{printable(path)}: in_memory=True is for files; read a URL without, or with cache_dir=")
+        return RemoteFile(os.fspath(path), checked=reading == "checked")
     if reading in ("positioned", "checked"):
         return PositionedFile(path, checked=reading == "checked")
     try:
@@ -41,8 +50,8 @@ def open_file(path: str | os.PathLike[str], reading: Reading = "mapped") -> Data
     if not _has_warned:
         _has_warned = True
         warnings.warn(
-            f"{printable(path)}: no address space for its map (ulimit -v); read by position instead, which takes a system "
-            "call per value. Other files may be, too",
+            f"{printable(path)}: no address space for its map (ulimit -v), or too many maps (vm.max_map_count); read by "
+            "position instead, which takes a system call per value. Other files may be, too",
             RuntimeWarning,
             stacklevel=2,
         )

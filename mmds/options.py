@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
+from pathlib import Path
 from typing import Any
 
 import click
 
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+from mmds.sizes import bytes_of
 
 
 def size(text: str) -> int:
@@ -17,10 +17,36 @@ def size(text: str) -> int:
     >>> size("1000000"), size("256MB"), size("1.5 GiB")
     (1000000, 256000000, 1610612736)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if found is None or found[2] not in UNITS or float(found[1]) * UNITS[found[2]] < 1:
-        raise click.BadParameter(f"{text!r} is no size; expected a number of bytes, such as 1000000, 256MB or 1GiB")
-    return int(float(found[1]) * UNITS[found[2]])
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def path_or_url(text: str | Path) -> Path | str:
+    """Return a path as a `Path`, and a URL as text.
+
+    >>> path_or_url("a/b"), path_or_url("s3://bucket/b")
+    (PosixPath('a/b'), 's3://bucket/b')
+    """
+    from mmds.remote import is_url  # it loads numpy, for which `mmds --help` has no use
+
+    return str(text) if is_url(text) else Path(text)
+
+
+def local_path(text: str | Path) -> Path:
+    """Return a path as a `Path`; what is a URL is refused.
+
+    >>> local_path("a/b")
+    PosixPath('a/b')
+    """
+    path = path_or_url(text)
+    if isinstance(path, Path):
+        return path
+    raise click.BadParameter(
+        f"{path!r} is a URL, and this works on files: info, ls, show, export and convert read URLs; upload and convert "
+        "write them"
+    )
 
 
 def name_value(text: str) -> tuple[str, Any]:

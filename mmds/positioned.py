@@ -31,6 +31,7 @@ from mmds.store import ArrayItems
 NdArray = np.ndarray[Any, Any]
 
 SMALL = 2**10  # bytes of a row below which neighbours are read together, with what is between them
+MANY = 64  # values that are read before they are copied
 PIECE = 2**20  # bytes of such rows that are read before they are copied
 _two_ends = struct.Struct("<QQ").unpack
 
@@ -39,9 +40,9 @@ class PositionedFile(DataFile):
     """With `checked`, every block of 1 MiB is compared to its hash before anything of it is used for the first time."""
 
     def __init__(self, path: str | os.PathLike[str], *, checked: bool = False) -> None:
-        self.view = _CheckedBytes(os.fspath(path)) if checked else FileBytes(os.fspath(path))
+        self.view = CheckedBytes(os.fspath(path)) if checked else FileBytes(os.fspath(path))
         super().__init__(self.view.path, self.view, POSITIONED)
-        if isinstance(self.view, _CheckedBytes):
+        if isinstance(self.view, CheckedBytes):
             self.view.check_from_now_on(self.footer)
         self._open_items()
 
@@ -55,7 +56,7 @@ class PositionedFile(DataFile):
             self.view.expect(start, stop - start)
 
 
-class _CheckedBytes(FileBytes):
+class CheckedBytes(FileBytes):
     """The bytes of a file whose blocks are compared to their hashes when they are first read."""
 
     _unseen = bytearray()  # a byte for each block: 1 until it has been checked
@@ -100,17 +101,23 @@ class _CheckedBytes(FileBytes):
         try:
             content = super().read(start, min(BLOCK, self._covers - start))
         except StorageError as error:
+            if error.errno is None:  # no disk's: a request failed, which says nothing of the block
+                raise
             reason = f"cannot be read ({os.strerror(error.errno or 0)})"
             raise StorageError(error.errno, self._describe(block, reason)) from None
         if self._hash(content) != self._hashes[block]:
             raise FormatError(self._describe(block, "differs from its hash"))
         self._unseen[block] = 0
 
+    def _open_again(self) -> DataFile:
+        """Return the same file, unchecked."""
+        return PositionedFile(self.path)
+
     def _describe(self, block: int, reason: str) -> str:
         """Return what is wrong, with the samples and fields that it hits."""
         damages = f"block {block} (bytes {block * BLOCK} to {(block + 1) * BLOCK}) {reason}"
         with contextlib.suppress(MmdsError, OSError):  # the index, which tells them, may be damaged as well
-            file = PositionedFile(self.path)
+            file = self._open_again()
             if file.content_id == self._content_id:
                 damages = "; ".join(map(str, affected(file, block, reason, (block,))))
         return f"{printable(self.path)}: {damages}. mmds verify says what else is damaged, and --repair saves the rest"
@@ -181,8 +188,7 @@ class PositionedArray:
                 part = slice(start, start + PIECE // SMALL)
                 target[part] = self.view.rows(self.offset, self.stride, self.size, rows[part])
         else:
-            for row, place in zip(rows.tolist(), target, strict=True):
-                self.view.read_into(self.offset + row * self.stride, place.data)
+            self.view.read_each_into(self.offset + rows * self.stride, target)
         return out
 
     def searchsorted(self, value: Any, side: str = "left") -> int:
@@ -277,7 +283,14 @@ class PositionedValues(VariableItems):
 class PositionedScattered(PositionedValues, ScatteredItems):
     """Arrays of one dtype and shape at varying distances."""
 
-    gather = ScatteredItems.gather
+    def gather(self, indices: NdArray, out: NdArray | None = None) -> Any:
+        """Return the arrays of samples `indices` as one, in `out` if given."""
+        if out is None:
+            out = empty((len(indices), *self.shape), self.dtype)
+        for start in range(0, len(indices), MANY):
+            for row, value in enumerate(PositionedValues.gather(self, indices[start : start + MANY]), start):
+                out[row] = value
+        return out
 
 
 def _section(view: FileBytes, section: Section) -> PositionedArray:

@@ -15,6 +15,7 @@ from mmds.items import FixedItems, NullableItems, VariableItems
 from mmds.keys import KeyLookup
 from mmds.parse import Footer
 from mmds.ragged import Ragged, check_ragged, flat, gather_ragged, is_ragged
+from mmds.remote import is_url
 from mmds.shards import Shards
 from mmds.store import ArrayItems, Items, MappedStore, MaskedItems, Store
 
@@ -59,9 +60,10 @@ class Reader(Sequence[Any]):
         self._read_from(store)
 
     @property
-    def path(self) -> Path:
-        """The file or folder that is read; of several files, the first one."""
-        return Path(getattr(self.store, "source", self.store.path))
+    def path(self) -> Path | str:
+        """The file or folder that is read, or its URL; of several files, the first one."""
+        path = getattr(self.store, "source", self.store.path)
+        return str(path) if is_url(path) else Path(path)
 
     @property
     def footer(self) -> Footer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,23 @@ from mmds.errors import FormatError, printable
 from mmds.manifest import NAME, Manifest, open_listed, read_manifest
 from mmds.openfile import Reading
 from mmds.schema import Schema
-from mmds.shards import Shards
+from mmds.shards import Listed, Shards
 from mmds.store import Items
 
 NdArray = np.ndarray[Any, Any]
 
 
-def open_folder(folder: str | os.PathLike[str], reading: Reading = "mapped") -> Shards | Joined:
-    """Open the dataset in a folder: its manifest, its first shard and its sidecars. `FormatError` if it is none."""
+def open_folder(
+    folder: str | os.PathLike[str], reading: Reading = "mapped", listed: Listed | None = None
+) -> Shards | Joined:
+    """Open the dataset in a folder: its manifest, its first shard and its sidecars. `FormatError` if it is none.
+
+    `listed` opens what the manifest lists, if that is somewhere else.
+    """
     manifest = folder_manifest(folder)
     while True:
         try:
-            return _open(folder, manifest, reading)
+            return _open(folder, manifest, reading, listed)
         except FormatError:  # somebody has replaced a sidecar, and the manifest, since it was read?
             before, manifest = manifest, folder_manifest(folder)
             if manifest == before:
@@ -47,11 +53,14 @@ def folder_manifest(folder: str | os.PathLike[str]) -> Manifest:
         ) from None
 
 
-def _open(folder: str | os.PathLike[str], manifest: Manifest, reading: Reading) -> Shards | Joined:
-    shards = Shards([folder], manifest, reading)
+def _open(
+    folder: str | os.PathLike[str], manifest: Manifest, reading: Reading, listed: Listed | None
+) -> Shards | Joined:
+    shards = Shards([folder], manifest, reading, listed)
     if not manifest.columns:
         return shards
-    return Joined(shards, [open_listed(folder, column, reading) for column in manifest.columns])
+    listed = listed or partial(open_listed, folder, reading=reading)
+    return Joined(shards, [listed(column) for column in manifest.columns])
 
 
 class Joined:

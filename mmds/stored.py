@@ -20,6 +20,7 @@ from mmds.filebytes import WINDOW, FileBytes, near, reading
 from mmds.format import DATA_START, TRAILER, Section
 from mmds.parse import Footer
 from mmds.reader import Reader
+from mmds.remote import is_url
 from mmds.schema import Field
 from mmds.shards import Shards
 from mmds.sidecar import Joined
@@ -92,6 +93,11 @@ class StoredDataset:
                     f"{printable(store.path)}: not an .mmds dataset, so its samples cannot be copied as they are stored; "
                     "mmds convert makes one of it"
                 )
+        if is_url(reader.path):
+            raise SourceError(
+                f"{printable(store.path)}: samples are copied from files, and this is a URL; download it first, or make a "
+                "file of it by mmds convert, which reads URLs"
+            )
         self.n, self.schema, self.homes = store.n, schema, homes
         self.open: Callable[[FileId], FileBytes] = opened or lru_cache(OPEN_FILES)(RawFile)
         self.dictionary = lru_cache(OPEN_FILES)(self._dictionary)

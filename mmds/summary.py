@@ -12,7 +12,9 @@ from mmds.datafile import DataFile
 from mmds.fields import Array, Fixed, Kind, Label, Scalar
 from mmds.format import DATA_START, MAJOR, MINOR
 from mmds.items import NullableItems
+from mmds.manifest import Manifest
 from mmds.reader import Reader
+from mmds.remote import is_url
 from mmds.shards import Shards
 from mmds.sidecar import Joined
 from mmds.store import MaskedItems, Store
@@ -64,8 +66,9 @@ def summarize(reader: Reader) -> dict[str, Any]:
         }
         if isinstance(field.kind, Fixed):
             entry["bytes_per_sample"] = field.kind.nbytes
-        if isinstance(field.kind, Label):
-            entry["classes"] = dict(zip(field.kind.names, class_counts(reader, position), strict=True))
+        if isinstance(field.kind, Label):  # at a URL, all labels would have to be fetched to count them
+            counts = [None] * len(field.kind.names) if is_url(reader.path) else class_counts(reader, position)
+            entry["classes"] = dict(zip(field.kind.names, counts, strict=True))
         fields.append(entry)
     summary: dict[str, Any] = {"path": reader.store.path, "content_id": reader.content_id, "samples": len(reader)}
     sizes = _sizes(reader.store)
@@ -78,7 +81,7 @@ def summarize(reader: Reader) -> dict[str, Any]:
         found = find_store(reader.path)
         summary["format"] = "other" if found is None else found.name
         summary["left_out"] = dict(getattr(reader.store, "left_out", {}))  # arrays that are no field, and why
-        summary["file_bytes"] = tree_size(reader.path)
+        summary["file_bytes"] = tree_size(Path(reader.path))
     return {**summary, "fields": fields, "metadata": dict(reader.metadata)}
 
 
@@ -86,6 +89,9 @@ def _sizes(store: Store) -> dict[str, Any] | None:
     """Return of which ``.mmds`` files a dataset consists, and their sizes; None if it is none of such files."""
     if not isinstance(store, (DataFile, Shards, Joined)):
         return None
+    manifest: Manifest | None = getattr(store, "manifest", None)
+    if manifest is not None and is_url(store.path):
+        return _listed_sizes(manifest)
     count = data = index = total = 0
     for file in (store,) if isinstance(store, DataFile) else store.files():  # not all may be open together
         count += 1
@@ -93,13 +99,21 @@ def _sizes(store: Store) -> dict[str, Any] | None:
         index += file.footer.file_length - file.footer.data_end
         total += file.footer.file_length
     sizes: dict[str, Any] = {"data_bytes": data, "index_bytes": index, "file_bytes": total}
-    manifest = getattr(store, "manifest", None)
     if manifest is not None:
-        bytes_each = [shard.bytes for shard in manifest.shards]
-        sizes["shards"] = {"count": len(bytes_each), "smallest": min(bytes_each), "largest": max(bytes_each)}
-        sizes["sidecars"] = len(manifest.columns)
-    sizes["format"] = f"mmds {MAJOR}.{MINOR}" + (f", {count} files" if count > 1 or manifest is not None else "")
-    return sizes
+        return {**_listed_sizes(manifest), **sizes}
+    return {**sizes, "format": f"mmds {MAJOR}.{MINOR}" + (f", {count} files" if count > 1 else "")}
+
+
+def _listed_sizes(manifest: Manifest) -> dict[str, Any]:
+    """Return what a manifest says of sizes, so that none of the files has to be opened."""
+    files = (*manifest.shards, *manifest.columns)
+    bytes_each = [shard.bytes for shard in manifest.shards]
+    return {
+        "file_bytes": sum(file.bytes for file in files),
+        "shards": {"count": len(bytes_each), "smallest": min(bytes_each), "largest": max(bytes_each)},
+        "sidecars": len(manifest.columns),
+        "format": f"mmds {MAJOR}.{MINOR}, {len(files)} files",
+    }
 
 
 def tree_size(path: Path) -> int:

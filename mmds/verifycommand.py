@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mmds
+from mmds.options import local_path
 
 if TYPE_CHECKING:
     from mmds.integrity import Damage
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=local_path)
 @click.option("-j", "--num-workers", type=click.IntRange(1), help="Threads. Default: one per core.")
 @click.option(
     "--repair",
     "destination",
-    type=click.Path(path_type=Path),
+    type=local_path,
     metavar="DESTINATION",
     help="If PATH is damaged, or the .tmp file that a killed writer left, write what is whole to this .mmds file, and what "
     "is lost to DESTINATION.lost.jsonl.",

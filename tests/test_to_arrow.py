@@ -113,7 +113,7 @@ def test_views_of_a_reader(reader: mmds.Reader, part: slice) -> None:
 
 def test_the_table_outlives_the_reader(reader: mmds.Reader) -> None:
     column = to_arrow(reader, "x").column("x")
-    path = reader.path
+    path = Path(reader.path)
     del reader
     path.unlink()
     assert column.to_pylist()[5] == 2.5
@@ -188,9 +188,9 @@ def test_a_shape_with_a_zero(write: Write) -> None:
 def damaged(reader: mmds.Reader, role: str, name: str, row: int, value: int) -> mmds.Reader:
     """Return a reader of the same file with one number of its index changed."""
     section = reader.footer.section(role, reader.fields.index(name))
-    data = bytearray(reader.path.read_bytes())
+    data = bytearray(Path(reader.path).read_bytes())
     data[section.data + 8 * row : section.data + 8 * row + 8] = value.to_bytes(8, "little")
-    reader.path.write_bytes(data)
+    Path(reader.path).write_bytes(data)
     return mmds.open(reader.path)
 
 
