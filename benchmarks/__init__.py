@@ -9,6 +9,8 @@
 ``python -m benchmarks.transport``     DataLoader epochs against transport alone, and against `mmds.Loader`
 ``python -m benchmarks.images``        JPEGs to cropped batches: threads against Pillow and DataLoader workers
 ``python -m benchmarks.scaling``       a batch at 10**4 to 10**8 samples; time to the first batch
+``python -m benchmarks.scale``         1 TB, 100 TB and 10**10 samples, in folders of shards and in object storage
+``python -m benchmarks.remote``        later epochs through a cache of shards against local files; downloads
 ``python -m benchmarks.shuffle``       how well each order shuffles, and what it costs
 =====================================  ==============================================================================
 

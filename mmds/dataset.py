@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,17 +16,21 @@ try:
 except ImportError:
     raise missing("torch", "torch", "MemoryMappedDataset") from None
 
+from mmds.cachedshards import CacheOptions
 from mmds.collate import Batch, Samples, TensorBatch, collate_rows
 from mmds.fields import Array, Label
 from mmds.leaves import FORMATS, Leaf, MadeLeaf
+from mmds.lookahead import SAMPLES, looking_ahead
 from mmds.openfile import reading_of
 from mmds.opening import Source, located
 from mmds.opening import open as open_reader
 from mmds.ragged import Ragged, check_ragged
 from mmds.reader import Reader, is_many
 from mmds.schema import Schema
+from mmds.shardcache import cache_path
 
 NdArray = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 
 class _Handle:
@@ -71,6 +75,10 @@ class MemoryMappedDataset(Dataset[Any]):
         verify: "read" compares every block of 1 MiB to its hash when a process first reads from it; damage, a failing disk and
             a file that is cut short are errors then, never a signal. docs/reliability.md has what it costs. Only ``.mmds``
             files.
+        cache_dir: a folder on a local disk, made if it is not there. Files of a dataset at a URL are downloaded into it when
+            they are first needed, and mapped; all processes of the computer share it. Without, a URL is read by ranges.
+        cache_size: how many bytes it may have, or text such as "200GB": what was opened longest ago is removed, but nothing
+            that is mapped. docs/object-storage.md says which order suits a cache that is smaller than the dataset.
 
     The transforms may be assigned later; `decode`, `format` and `ragged` may not.
 
@@ -93,11 +101,14 @@ class MemoryMappedDataset(Dataset[Any]):
         ragged: Ragged = "list",
         in_memory: bool = False,
         verify: str = "off",
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_size: int | str | None = None,
     ) -> None:
         check_ragged(ragged)
         reading_of(in_memory, verify)
         if format not in FORMATS:
             raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
+        CacheOptions(cache_dir, cache_size).check(path)
         self._source = located(path)
         self.transform = transform
         self.target_transform = target_transform
@@ -105,6 +116,8 @@ class MemoryMappedDataset(Dataset[Any]):
         self._format = format
         self._ragged = ragged
         self._reading: dict[str, Any] = {"in_memory": in_memory, "verify": verify}
+        if cache_dir is not None:  # absolute: a worker may be in another folder
+            self._reading |= {"cache_dir": cache_path(cache_dir), "cache_size": cache_size}
         self._fields = fields
         self._rows: range | None = None  # of a slice
         self._content_id: str | None = None
@@ -190,14 +203,25 @@ class MemoryMappedDataset(Dataset[Any]):
         handle = self._open()
         handle.reader.release(handle.reader.resolve(indices, handle.rows))
 
+    def looking_ahead(
+        self, batches: Iterable[T], indices_of: Callable[[T], Any], samples: int = SAMPLES
+    ) -> Iterator[T]:
+        """Yield `batches`; if there is a cache, the shards that the next `samples` samples need are downloaded meanwhile."""
+        handle = self._open()
+
+        def rows_of(batch: T) -> NdArray:
+            return handle.reader.resolve(indices_of(batch), handle.rows)
+
+        return looking_ahead(batches, rows_of, handle.reader.store, samples)
+
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
 
     # What is in it
 
     @property
-    def path(self) -> Path | list[Path]:
-        """The absolute path or paths that were given."""
+    def path(self) -> str | Path | list[Path]:
+        """The absolute path or paths that were given, or the URL."""
         return self._source
 
     @property

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from mmds.dataset import MemoryMappedDataset
 from mmds.fields import Image
 from mmds.images import ImageBatch, PictureError
 from mmds.permutation import Permutation
+from mmds.samplers import this_rank
 from mmds.schedule import BatchSamplerSchedule, OrderSchedule, Planned, SamplerSchedule, Schedule
 from mmds.transfer import to_device
 
@@ -53,7 +56,7 @@ class Loader:
         batch_transform: a function of a collated batch; runs in the threads.
         pin_memory: whether batches are copied to page-locked memory; by default if `device` is a CUDA device.
         device: where batches are brought to.
-        rank, world_size: by default those of `torch.distributed`, if it is initialised.
+        rank, world_size: by default those of `torch.distributed`, if it is initialised when an epoch begins.
         prefetch_factor: how many batches per thread are read ahead.
         release: whether pages of the file leave this process's memory when a batch has been copied from them. They stay
             in the page cache. For jobs that are killed when their RSS, which counts such pages, is too large.
@@ -90,7 +93,7 @@ class Loader:
         self.device = None if device is None else torch.device(device)
         on_cuda = self.device is not None and self.device.type == "cuda"
         self.pin_memory = on_cuda if pin_memory is None else pin_memory
-        self.rank, self.world_size = _ranks(rank, world_size)
+        self._ranks = _checked_ranks(rank, world_size)
         self.prefetch_factor, self.release = prefetch_factor, release
         self.epoch = 0
         self._position = 0  # in the epoch: behind the last batch that was yielded
@@ -137,24 +140,32 @@ class Loader:
         return len(self._schedule())
 
     def __iter__(self) -> Iterator[Any]:
+        if self._taken():
+            self.epoch += 1
         start, self._start = self._start, 0
         self._position = start
-        batches = self._read(self._schedule().batches(start), self.epoch)
-        for position, batch in batches if self.device is None else to_device(batches, self.device):
-            self._position = position
-            yield batch
+        with closing(self._planned(start)) as planned:
+            batches = self._read(planned, self.epoch)
+            for position, batch in batches if self.device is None else to_device(batches, self.device):
+                self._position = position
+                yield batch
         self.epoch, self._position = self.epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next loop runs. A position loaded for another epoch is forgotten."""
-        if epoch != self.epoch:
+        if epoch != self.epoch or self._taken():
             self.epoch, self._start, self._position = epoch, 0, 0
+
+    def _taken(self) -> bool:
+        """Return whether the last loop took every batch, but did not ask for one more, as in zip(range(n), loader)."""
+        return self._position > 0 and not self._start and self._schedule().ended(self._position)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this loader is: behind the last batch that its loop has been given.
 
-        It does not depend on the number of threads. With `shuffle`, without a sampler and with `BlockShuffleSampler` it
-        is the same on all ranks, and may be loaded by any number of ranks, with any batch size.
+        It is the same on all ranks, and does not depend on the number of threads. With `shuffle`, without a sampler and
+        with `BlockShuffleSampler` it may be loaded by any number of ranks, with any batch size; with another sampler, by
+        as many ranks as before.
         """
         return {
             "epoch": self.epoch,
@@ -163,6 +174,7 @@ class Loader:
             "samples": len(self.dataset),
             "shuffle": self.shuffle,
             "seed": self.seed,
+            "order": self._order(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,6 +191,35 @@ class Loader:
                 raise ValueError(f"this state is of a loader with {key}={state[key]!r}, this one has {own[key]!r}")
         self.epoch = state["epoch"]
         self._position = self._start = state["position"]
+
+    @property
+    def rank(self) -> int:
+        """Which of the ranks this is, from 0."""
+        return self._place()[0]
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks share an epoch."""
+        return self._place()[1]
+
+    def _place(self) -> tuple[int, int]:
+        return this_rank() if self._ranks is None else self._ranks
+
+    def _order(self) -> dict[str, Any]:
+        """Return what a sampler's order, and so a position in it, depends on, as far as that is known."""
+        if hasattr(self.sampler, "order"):
+            state = self.sampler.state_dict()
+            return {"seed": list(state["seed"]), "block_size": state["block_size"], "window": state["window"]}
+        batches = self.batch_sampler
+        sampler = self.sampler if batches is None else getattr(batches, "sampler", batches)
+        return {} if sampler is None else {"world_size": getattr(sampler, "num_replicas", self.world_size)}
+
+    def _planned(self, start: int) -> Generator[Planned, None, None]:
+        """Yield what is to be read from `start` on, and have its shards downloaded ahead, if they are in object storage."""
+        planned = self._schedule().batches(start)
+        if isinstance(self.dataset, MemoryMappedDataset):
+            planned = self.dataset.looking_ahead(planned, attrgetter("indices"))
+        yield from planned
 
     def _schedule(self) -> Schedule:
         ranks = self.rank, self.world_size
@@ -267,15 +308,11 @@ class Loader:
             raise FormatError(f"{where}: {error.reason}") from error
 
 
-def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    import torch.distributed as distributed
-
+def _checked_ranks(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank={rank!r}, world_size={world_size!r}: give both, or none of them")
     if rank is None or world_size is None:
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
-        return 0, 1
+        return None
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank!r}, world_size={world_size!r}: expected 0 <= rank < world_size")
     return rank, world_size

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import hashlib
 import os
 import re
@@ -39,8 +40,9 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,13 @@ from mmds.errors import FormatError, StorageError, VersionError, printable
 from mmds.format import MIN_FILE
 from mmds.openfile import Reading, open_file
 from mmds.publish import Draft
+from mmds.remote import Remote, is_url
 
 NAME = "dataset.json"
 FORMAT, VERSION = "mmds-dataset", 1
 MAGIC = b'{"format":"mmds-dataset",'
 MAX_PATH = 1024
+PIECE = 1000  # entries that are encoded at a time
 
 _KEYS = {"format", "n", "schema_id", "shards", "sidecars", "version"}
 _ENTRY = {"bytes", "content_id", "n", "path"}
@@ -62,7 +66,7 @@ _is_id = re.compile(r"[0-9a-f]{32}").fullmatch
 _is_path = re.compile(r"(?!\.{1,2}(/|$))[^/\\\x00-\x1f\x7f]+(/(?!\.{1,2}(/|$))[^/\\\x00-\x1f\x7f]+)*").fullmatch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be 100,000 of them
 class Shard:
     """One ``.mmds`` file of a folder: a shard, or a sidecar."""
 
@@ -93,16 +97,16 @@ class Manifest:
                 "format": FORMAT,
                 "n": self.n,
                 "schema_id": self.schema_id,
-                "shards": [vars(shard) for shard in self.shards],
-                "sidecars": [vars(column) for column in self.columns],
+                "shards": [_entry(shard) for shard in self.shards],
+                "sidecars": [_entry(column) for column in self.columns],
                 "version": VERSION,
             }
         )
 
-    @property
+    @cached_property
     def content_id(self) -> str:
         """32 hex digits that name the whole dataset."""
-        return hashlib.sha256(self.text).hexdigest()[:32]
+        return _content_id(self.text)
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -110,9 +114,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
     Raises `FormatError`, `VersionError`, or `FileNotFoundError` if there is none.
     """
-    path = Path(folder) / NAME
+    path: str | Path = Path(folder) / NAME
+    text = None
+    if is_url(folder):
+        remote = Remote(os.fspath(folder)).child(NAME)
+        path, text = remote.url, remote.load(canonical.MAX_BYTES)
     try:
-        return parse_manifest(_read(path))
+        return parse_manifest(_read(Path(path)) if text is None else text)
     except FormatError as error:
         raise type(error)(f"{printable(path)}: {error}") from None
 
@@ -141,7 +149,9 @@ def describe_shard(path: str | os.PathLike[str], relative: str) -> Shard:
 
 
 def listed_path(folder: str | os.PathLike[str], entry: Shard) -> str:
-    """Return the path of a file of the folder; `FormatError` if it leads out of it."""
+    """Return the path, or URL, of a file of the folder; `FormatError` if it leads out of it."""
+    if is_url(folder):  # where nothing is a link
+        return Remote(os.fspath(folder)).child(entry.path).url
     path = os.path.join(folder, entry.path)  # noqa: PTH118 (as all paths that DataFile keeps)
     real, root = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath([real, root]) != root:
@@ -176,6 +186,101 @@ def check_listed(file: DataFile, entry: Shard) -> None:
 
 def parse_manifest(text: bytes) -> Manifest:
     """Return what the content of a manifest says; `FormatError` or `VersionError` where it breaks a rule."""
+    found = _load_regular(text) or _load_any(text)
+    if not found.shards:
+        raise FormatError("no shards, expected at least one")
+    for what, entries in (("shards", found.shards), ("sidecars", found.sidecars)):
+        for number, entry in enumerate(entries):
+            if fault := _fault(entry):
+                raise FormatError(f"{what}[{number}]: {fault}")
+    manifest = Manifest(found.schema_id, found.shards, found.sidecars)
+    manifest.__dict__["content_id"] = _content_id(text)  # it is canonical: nothing else would be written
+    n = manifest.n
+    if type(found.n) is not int or found.n != n:
+        raise FormatError(f"n is {printable(repr(found.n))}, but the shards have {n} samples together")
+    for column in manifest.columns:
+        if column.n != n:
+            raise FormatError(
+                f"sidecar '{printable(column.path)}' has {column.n} samples, expected {n}, as the shards have; "
+                "columns are added after the last shard"
+            )
+    listed = (*manifest.shards, *manifest.columns)
+    if not all(a.path < b.path for a, b in pairwise(listed)):  # mostly they are; a dict takes memory
+        path, times = Counter(entry.path for entry in listed).most_common(1)[0]
+        if times > 1:
+            raise FormatError(f"'{printable(path)}' is listed {times} times")
+    return manifest
+
+
+@dataclass
+class _Listed:
+    """The content of ``dataset.json``. Its fields are the keys there, whose order in the file is that of the alphabet."""
+
+    format: str
+    n: int
+    schema_id: str
+    shards: tuple[Shard, ...]
+    sidecars: tuple[Shard, ...]
+    version: int
+
+
+@lru_cache(1)
+def _codec() -> Any:
+    """Return what decodes a manifest into typed objects, and what encodes them; `import mmds` does not load msgspec."""
+    import msgspec
+
+    return msgspec.json.Decoder(_Listed), msgspec.json.Encoder(order="sorted")
+
+
+def _load_regular(text: bytes) -> _Listed | None:
+    """Return what a manifest says, or None where anything is unusual, for `_load_any` to say what.
+
+    No dict is made per entry: 100,000 of them would take longer, and twice the memory, than all the rest. What is encoded again
+    as the same bytes is canonical, and has no other keys: of strings with neither control characters nor backslashes, and of
+    integers in bounds, msgspec and `canonical` make the same JSON.
+    """
+    decoder, encoder = _codec()
+    try:
+        with _no_collection():
+            found: _Listed = decoder.decode(text)
+    except (ValueError, RecursionError):  # what is wrong is said by `_load_any`, in words of its own
+        return None
+    greatest = max((found.n, *(max(entry.n, entry.bytes) for entry in (*found.shards, *found.sidecars))))
+    if len(text) > canonical.MAX_BYTES or greatest > canonical.MAX_INTEGER:
+        return None
+    if (found.format, found.version) != (FORMAT, VERSION) or not _is_id(found.schema_id):
+        return None
+    at = 0
+    for piece in _encoded(found, encoder):
+        if text[at : at + len(piece)] != piece:
+            return None
+        at += len(piece)
+    return found if at == len(text) else None
+
+
+def _encoded(found: _Listed, encoder: Any) -> Iterator[bytes]:
+    """Yield the JSON of a manifest in pieces: whole, it would be the most memory that opening takes."""
+    head, key, tail = encoder.encode(replace(found, shards=())).partition(b'"shards":[')
+    yield head + key
+    for start in range(0, len(found.shards), PIECE):
+        yield (b"," if start else b"") + encoder.encode(found.shards[start : start + PIECE])[1:-1]
+    yield tail
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from looking for cycles among new objects, which takes longer than making them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _load_any(text: bytes) -> _Listed:
+    """Return what a manifest says, whose numbers and entries are yet to be checked; `FormatError` where it is none."""
     try:
         found = canonical.load(text)
     except ValueError as error:
@@ -191,24 +296,11 @@ def parse_manifest(text: bytes) -> Manifest:
         raise FormatError(f"keys {printable(sorted(found))}, expected {sorted(_KEYS)}")
     if not isinstance(found["schema_id"], str) or not _is_id(found["schema_id"]):
         raise FormatError(f"schema_id {printable(repr(found['schema_id']))}, expected 32 hex digits")
-    shards, columns = _entries(found["shards"], "shards"), _entries(found["sidecars"], "sidecars")
-    if not shards:
-        raise FormatError("no shards, expected at least one")
-    manifest = Manifest(found["schema_id"], shards, columns)
-    manifest.__dict__["text"] = text  # it is canonical: nothing else would be written
-    n = manifest.n
-    if type(found["n"]) is not int or found["n"] != n:
-        raise FormatError(f"n is {printable(repr(found['n']))}, but the shards have {n} samples together")
-    for column in columns:
-        if column.n != n:
-            raise FormatError(
-                f"sidecar '{printable(column.path)}' has {column.n} samples, expected {n}, as the shards have; "
-                "columns are added after the last shard"
-            )
-    path, times = Counter(entry.path for entry in (*shards, *columns)).most_common(1)[0]
-    if times > 1:
-        raise FormatError(f"'{printable(path)}' is listed {times} times")
-    return manifest
+    for what in ("shards", "sidecars"):
+        if not isinstance(found[what], list):
+            raise FormatError(f"{what} is a {type(found[what]).__name__}, expected a list")
+        found[what] = tuple(_keyed(entry, f"{what}[{number}]") for number, entry in enumerate(found[what]))
+    return _Listed(**found)
 
 
 @contextmanager
@@ -242,23 +334,38 @@ def _read(path: Path) -> bytes:
         return file.read(status.st_size + 1)  # which allocates as much
 
 
-def _entries(listed: Any, what: str) -> tuple[Shard, ...]:
-    if not isinstance(listed, list):
-        raise FormatError(f"{what} is a {type(listed).__name__}, expected a list")
-    return tuple(parse_entry(entry, f"{what}[{number}]") for number, entry in enumerate(listed))
-
-
 def parse_entry(entry: Any, where: str) -> Shard:
     """Return what an entry says of a file, all rules checked; `FormatError` that begins with `where`."""
+    shard = _keyed(entry, where)
+    if fault := _fault(shard):
+        raise FormatError(f"{where}: {fault}")
+    return shard
+
+
+def _keyed(entry: Any, where: str) -> Shard:
+    """Return an entry whose values are yet to be checked; `FormatError` if it has other keys."""
     if not isinstance(entry, dict) or entry.keys() != _ENTRY:
         raise FormatError(f"{where} is {printable(repr(entry))}, expected an object with keys {sorted(_ENTRY)}")
-    path, n, size, content_id = entry["path"], entry["n"], entry["bytes"], entry["content_id"]
+    return Shard(**entry)
+
+
+def _fault(entry: Shard) -> str:
+    """Return which rule an entry of any values breaks; "" if none."""
+    path, n, size, content_id = entry.path, entry.n, entry.bytes, entry.content_id
     if not isinstance(path, str) or len(path) > MAX_PATH or not _is_path(path):
-        raise FormatError(f"{where}: path {printable(repr(path))}, expected names inside of the folder, with slashes")
-    if type(n) is not int or n < 0:
-        raise FormatError(f"{where}: n is {printable(repr(n))}, expected a number of samples")
-    if type(size) is not int or size < MIN_FILE:
-        raise FormatError(f"{where}: bytes is {printable(repr(size))}, expected a length of at least {MIN_FILE}")
+        return f"path {printable(repr(path))}, expected names inside of the folder, with slashes"
+    if type(n) is not int or not 0 <= n <= canonical.MAX_INTEGER:
+        return f"n is {printable(repr(n))}, expected a number of samples"
+    if type(size) is not int or not MIN_FILE <= size <= canonical.MAX_INTEGER:
+        return f"bytes is {printable(repr(size))}, expected a length of at least {MIN_FILE}"
     if not isinstance(content_id, str) or not _is_id(content_id):
-        raise FormatError(f"{where}: content_id {printable(repr(content_id))}, expected 32 hex digits")
-    return Shard(path, n, size, content_id)
+        return f"content_id {printable(repr(content_id))}, expected 32 hex digits"
+    return ""
+
+
+def _entry(shard: Shard) -> dict[str, Any]:
+    return {"bytes": shard.bytes, "content_id": shard.content_id, "n": shard.n, "path": shard.path}
+
+
+def _content_id(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:32]

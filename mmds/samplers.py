@@ -8,6 +8,8 @@ them to take is on the page docs/shuffling.md.
 from __future__ import annotations
 
 import itertools
+import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -252,9 +254,13 @@ class BlockShuffleSampler(Sampler[int]):
 
         Args:
             used: how many samples of this rank's iteration have been trained with. By default, as many as were drawn.
-                Workers of a `DataLoader` draw batches ahead, so with workers say ``batches * batch_size`` here.
+                Workers of a `DataLoader` draw batches ahead, so with workers say ``batches * batch_size`` here. That may
+                be more than was drawn if the last batch of an epoch, which is shorter, is among them.
         """
-        drawn = self._drawn[0] if used is None else integer("used", used, 0, self._drawn[0])
+        drawn = self._drawn[0]
+        if used is not None:
+            ended = self._begin + drawn * self._world_size >= self._total
+            drawn = min(integer("used", used, 0, MAX_N if ended else drawn), drawn)
         return {**self._identity(), "epoch": self._epoch, "position": self._begin + drawn * self._world_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -306,8 +312,22 @@ def _place(rank: object, world_size: object) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank={rank} and world_size={world_size}: expected both or neither")
     if world_size is None:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return 0, 1
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return this_rank()
     size = integer("world_size", world_size, 1, MAX_N)
     return integer("rank", rank, 0, size - 1), size
+
+
+def this_rank() -> tuple[int, int]:
+    """Return rank and world size as torch.distributed knows them; (0, 1), if it is not initialised.
+
+    Warns where a launcher has started several ranks, each of which would now be given all samples.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        warnings.warn(
+            f"this is rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} (RANK, WORLD_SIZE), but torch.distributed is "
+            "not initialised, so it gets the samples of all ranks: call init_process_group before, or give rank and world_size",
+            stacklevel=2,
+        )
+    return 0, 1

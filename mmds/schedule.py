@@ -35,6 +35,9 @@ class Schedule(Protocol):
     def batches(self, position: int) -> Iterator[Planned]:
         """Yield those from `position` on."""
 
+    def ended(self, position: int) -> bool:
+        """Return whether there are none from `position` on."""
+
 
 class OrderSchedule:
     """An order, dealt to ranks. The last batch is shorter, and filled up from the beginning of the order where ranks
@@ -72,6 +75,11 @@ class OrderSchedule:
                 indices = np.concatenate([indices, more])
             yield Planned(indices[places - whole], places.astype(np.uint64), n)
 
+    def ended(self, position: int) -> bool:
+        """Return whether the rest behind sample `position` of the order makes no batch."""
+        left = len(self._order) - position
+        return left < self._size * self._world_size if self._drop_last else left <= 0
+
 
 class SamplerSchedule:
     """A torch sampler: what it yields for this rank, in batches. A position is a number of samples."""
@@ -93,6 +101,11 @@ class SamplerSchedule:
             position += len(batch)
             yield Planned(batch, numbers.astype(np.uint64), position)
 
+    def ended(self, position: int) -> bool:
+        """Return whether the rest of the sampler behind sample `position` makes no batch."""
+        needed = position + (self._size if self._drop_last else 1)
+        return hasattr(self._sampler, "__len__") and len(self._sampler) < needed
+
 
 class BatchSamplerSchedule:
     """A torch batch sampler: the lists of indices that it yields for this rank. A position is a number of batches."""
@@ -108,6 +121,10 @@ class BatchSamplerSchedule:
         for number, batch in enumerate(islice(iter(self._sampler), position, None), position):
             first = (number * self._world_size + self._rank) << 32
             yield Planned(batch, np.arange(first, first + len(batch), dtype=np.uint64), number + 1)
+
+    def ended(self, position: int) -> bool:
+        """Return whether there are no batches from number `position` on, as far as the sampler has a length."""
+        return hasattr(self._sampler, "__len__") and len(self) <= position
 
 
 def _array(indices: Any) -> NdArray:

@@ -7,33 +7,37 @@ file, or from a look at each.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import math
 import os
 import resource
-from bisect import bisect_right
+import weakref
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from mmds.datafile import DataFile
-from mmds.errors import ChangedError, FormatError, SchemaError, printable
+from mmds.errors import ChangedError, FormatError, SchemaError, StorageError, printable
 from mmds.fields import Array, Fixed, Kind
 from mmds.format import schema_id
 from mmds.gather import Allocate, empty
 from mmds.items import NullableItems, VariableItems, join_parts
 from mmds.jagged import Jagged
-from mmds.manifest import NAME, Manifest, open_listed
+from mmds.manifest import NAME, Manifest, Shard, open_listed
 from mmds.openfile import Reading, open_file
 from mmds.readahead import DiskReads
 from mmds.store import ArrayItems, Items, MaskedItems
 
 NdArray = np.ndarray[Any, Any]
 Of = Callable[[DataFile], Any]  # the items of a field in one file
+Listed = Callable[[Shard], DataFile]  # opens what a manifest lists
 
+TOO_MANY = (errno.EMFILE, errno.ENFILE)  # open files, in this process or in the whole system
 LEAST, MOST = 16, 4096  # files that stay open, whatever the process may open
 SMALL = 2**12  # bytes of a value below which copying it twice is faster than a loop over single ones
 
@@ -41,15 +45,16 @@ SMALL = 2**12  # bytes of a value below which copying it twice is faster than a 
 class _Opener:
     """Opens the files of a dataset, and checks that they are the ones that belong to it."""
 
-    def __init__(self, paths: list[str], manifest: Manifest | None, reading: Reading) -> None:
+    def __init__(self, paths: list[str], manifest: Manifest | None, reading: Reading, listed: Listed | None) -> None:
         self.paths, self.manifest, self._reading = paths, manifest, reading
+        self._listed = listed or partial(open_listed, paths[0], reading=reading)
         self.ids: list[str] = []  # as far as files have been looked at, without a manifest
         self.first: DataFile | None = None
 
     def open(self, number: int) -> DataFile:
         """Return a file, open."""
         if self.manifest is not None:
-            file = open_listed(self.paths[0], self.manifest.shards[number], self._reading)
+            file = self._listed(self.manifest.shards[number])
             if number:
                 self.check_fields(file)
             return file
@@ -78,7 +83,8 @@ class Files:
     """
 
     def __init__(self, opener: _Opener, most: int | None) -> None:
-        self.file = lru_cache(most)(opener.open)
+        self.file = lru_cache(most)(partial(_open_within_limits, opener))
+        _all_files.add(self)
         self.ends: list[int] = []
         self.starts: NdArray = np.zeros(1, np.int64)
 
@@ -101,16 +107,49 @@ class Files:
             yield self.file(number), part, indices[part] - self.starts[number]
 
 
+_all_files: weakref.WeakSet[Files] = weakref.WeakSet()
+
+
+def _open_within_limits(opener: _Opener, number: int) -> DataFile:
+    """Open a file; where this process has too many open, let go of all that no dataset uses just now, and try again."""
+    try:
+        return opener.open(number)
+    except OSError as error:
+        if error.errno not in TOO_MANY:
+            raise
+    for files in list(_all_files):
+        files.file.cache_clear()
+    try:
+        return opener.open(number)
+    except OSError as error:
+        if error.errno not in TOO_MANY:
+            raise
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise StorageError(
+            error.errno,
+            f"{printable(opener.paths[0])}: file {number} cannot be opened: {os.strerror(error.errno or 0)}; this "
+            f"process may have {limit} (ulimit -n). Arrays read without a copy keep their file open: copy those that are "
+            "kept, open fewer datasets, or raise the limit",
+        ) from None
+
+
 class Shards:
     """The samples of several files, one file after the other. A `MappedStore`."""
 
     def __init__(
-        self, paths: Sequence[str | os.PathLike[str]], manifest: Manifest | None = None, reading: Reading = "mapped"
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        manifest: Manifest | None = None,
+        reading: Reading = "mapped",
+        listed: Listed | None = None,
     ) -> None:
-        """Open the files at `paths`; with a `manifest`, the shards that it lists, of the folder that is the only path."""
-        opener = _Opener([os.fspath(path) for path in paths], manifest, reading)
-        if not opener.paths:
+        """Open the files at `paths`; with a `manifest`, the shards that it lists, of the folder that is the only path.
+
+        `listed` opens those, if they are somewhere else.
+        """
+        if not paths:
             raise ValueError("no files: expected at least one")
+        opener = _Opener([os.fspath(path) for path in paths], manifest, reading, listed)
         self.manifest = manifest
         self.source = opener.paths[0]
         self.path = self.source + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
@@ -139,17 +178,31 @@ class Shards:
         ]
         self.wanted = DiskReads().wanted
         self.split, self.find = self._files.split, self._files.find
+        self.downloads: Any = None  # a `Downloads`, if files come from object storage through a cache
 
     def cut(self, rows: range) -> Iterator[tuple[DataFile, range]]:
         """Yield (file, rows in it) for each file that holds some of `rows`, which are neighbours; at least one."""
-        for number, (start, end) in enumerate(zip(self._files.starts.tolist(), self._files.ends, strict=False)):
-            inside = range(max(rows.start, start) - start, min(rows.stop, end) - start)
-            if inside or (not rows and not number):
+        starts, ends = self._files.starts, self._files.ends
+        if not rows:
+            yield self._files.file(0), range(0)
+            return
+        for number in range(bisect_right(ends, rows.start), bisect_left(ends, rows.stop) + 1):
+            start = starts.item(number)
+            inside = range(max(rows.start, start) - start, min(rows.stop, ends[number]) - start)
+            if inside:
                 yield self._files.file(number), inside
 
     def files(self) -> Iterator[DataFile]:
         """Yield each file, empty ones too."""
         return map(self._files.file, range(len(self._files.ends)))
+
+    def numbers(self, rows: NdArray) -> list[int]:
+        """Return which files hold samples `rows`: each once, in the order in which they come."""
+        return list(dict.fromkeys((self._files.starts.searchsorted(rows, "right") - 1).tolist()))
+
+    def forget(self) -> None:
+        """Let go of all files that are not in use. They are opened again when they are."""
+        self._files.file.cache_clear()
 
     def find_key(self, position: int, data: bytes) -> Iterator[int]:
         """Yield the samples whose value of the key field at `position` has the bytes `data`, file by file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mmds.manifest import Shard
 SHARDS = [Shard(f"{k:05d}.mmds", 10 + k, 5000 + k, f"{k:032x}") for k in range(3)]
 NAMES = [("a\x1b\n\u202e", "bad"), ("\udcff.jpg", "not UTF-8")]  # as they are: they are escaped where they are shown
 ENTRIES = [Entry(SHARDS[0], 10, 0), Entry(SHARDS[1], 20, 3, NAMES), Entry(SHARDS[2], 30, 0)]
-SAID: dict[str, Any] = {"shard": vars(SHARDS[0]), "item": 1, "outputs": 0, "errors": []}
+SAID: dict[str, Any] = {"shard": asdict(SHARDS[0]), "item": 1, "outputs": 0, "errors": []}
 ODD: list[dict[str, Any]] = [
     {"item": -1},
     {"item": True},
@@ -24,9 +25,9 @@ ODD: list[dict[str, Any]] = [
     {"outputs": None},
     {"errors": [[1, 2]]},
     {"errors": [["a", None]]},
-    {"shard": {**vars(SHARDS[0]), "path": "../x.mmds"}},
-    {"shard": {**vars(SHARDS[0]), "n": -1}},
-    {"shard": {**vars(SHARDS[0]), "bytes": 2.0**60}},
+    {"shard": {**asdict(SHARDS[0]), "path": "../x.mmds"}},
+    {"shard": {**asdict(SHARDS[0]), "n": -1}},
+    {"shard": {**asdict(SHARDS[0]), "bytes": 2.0**60}},
     {"shard": []},
 ]
 WHAT = {"source": "\udcff", "limit": None, "steps": {"map": "m:f"}}

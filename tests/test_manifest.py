@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,17 @@ import pytest
 
 from mmds import canonical
 from mmds.errors import ExistsError, FormatError, StorageError, VersionError
-from mmds.manifest import MAGIC, Manifest, Shard, locked, open_listed, parse_manifest, publish_manifest, read_manifest
+from mmds.manifest import (
+    MAGIC,
+    Manifest,
+    Shard,
+    locked,
+    open_listed,
+    parse_entry,
+    parse_manifest,
+    publish_manifest,
+    read_manifest,
+)
 from tests.shard_folders import write_shards
 
 ID = "0123456789abcdef" * 2
@@ -41,6 +52,26 @@ def test_the_bytes_are_these() -> None:
 def test_sidecars_come_back() -> None:
     found = parse_manifest(canonical.dump(WHOLE))
     assert found.columns == (Shard("columns/label-0.mmds", 3, 4160, ID),) and found.text == canonical.dump(WHOLE)
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_garbage_collector_stays_as_it_was(is_on: bool) -> None:
+    (gc.enable if is_on else gc.disable)()
+    try:
+        parse_manifest(LITERAL)
+        with pytest.raises(FormatError):
+            parse_manifest(LITERAL[:-1])
+        assert gc.isenabled() == is_on
+    finally:
+        gc.enable()
+
+
+def test_an_entry_alone() -> None:
+    assert parse_entry(SHARD, "here") == Shard("00000.mmds", 3, 5000, ID)
+    with pytest.raises(FormatError, match=r"^here: n is -1, expected a number of samples"):
+        parse_entry({**SHARD, "n": -1}, "here")
+    with pytest.raises(FormatError, match=r"^here is 7, expected an object"):
+        parse_entry(7, "here")
 
 
 def without(value: dict[str, Any], key: str) -> dict[str, Any]:

@@ -40,6 +40,8 @@ CALLS = {
     "open": "openat",
     "write": "write,pwrite64",
     "fsync": "fsync",
+    "fdatasync": "fdatasync",
+    "fallocate": "fallocate",
     "flock": "flock",
     "ftruncate": "ftruncate",
     "link": "?link,?linkat",
