@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import doctest
 import io
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import mmds
@@ -128,3 +133,116 @@ def test_training_that_learns_nothing_fails(files: Path, tmp_path: Path) -> None
     assert done.returncode == 1, done.stdout
     assert "expected at least 3 times chance" in done.stderr
     assert "private memory" not in done.stdout  # there are no workers
+
+
+# Several ranks: each example is killed in the middle of an epoch and started again
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+COMMANDS = {
+    "ddp": (*TORCHRUN, "-m", "examples.ddp"),
+    "lightning_ddp": ("-m", "examples.lightning_ddp"),
+    "accelerate_ddp": (*TORCHRUN, "-m", "examples.accelerate_ddp"),
+}
+
+
+def start(name: str, files: Path, folder: Path, epochs: int) -> subprocess.Popen[str]:
+    saved = ("--checkpoint", folder / "ddp.pt") if name == "ddp" else ("--checkpoints", folder)
+    command = [*COMMANDS[name], files / "pictures-train.mmds", files / "pictures-val.mmds", *saved, "--epochs", epochs]
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+
+
+def trained(name: str, files: Path, folder: Path, epochs: int) -> str:
+    """Return what the command prints."""
+    process = start(name, files, folder, epochs)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert processes(printed).keys() == {0, 1}
+    return printed
+
+
+def processes(printed: str) -> dict[int, int]:
+    """Return the process of each rank. Both print at the same time, so what they say may be in one line."""
+    return {int(rank): int(process) for rank, process in re.findall(r"rank ([01]) of 2 is process (\d+)", printed)}
+
+
+def losses(printed: str) -> dict[int, float]:
+    return {int(epoch): float(loss) for epoch, loss in re.findall(r"^epoch (\d+): loss ([\d.]+)", printed, re.M)}
+
+
+def saved(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state of the loader and of the model in the newest checkpoint."""
+    if name == "ddp":
+        state = torch.load(folder / "ddp.pt", weights_only=True)
+        return state["loader"], state["model"]
+    if name == "lightning_ddp":
+        state = torch.load(folder / "last.ckpt", weights_only=False)
+        return state["loops"]["fit_loop"]["state_dict"]["combined_loader"][0], state["state_dict"]
+    from safetensors.torch import load_file
+
+    last = (folder / "last").resolve()  # of which the example may make another one meanwhile
+    return torch.load(last / "custom_checkpoint_0.pkl", weights_only=True), load_file(last / "model.safetensors")
+
+
+def in_the_middle(name: str, folder: Path) -> bool:
+    """Return whether the newest checkpoint is of the middle of an epoch."""
+    try:
+        return bool(0 < saved(name, folder)[0]["position"] < 192)
+    except (OSError, EOFError, RuntimeError):  # none is there yet, or not whole
+        return False
+
+
+def test_training_on_two_ranks(files: Path, tmp_path: Path) -> None:
+    found = losses(trained("ddp", files, tmp_path, epochs=3))
+    assert found.keys() == {0, 1, 2}
+    assert found[2] < found[1] < found[0]
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", COMMANDS)
+def test_training_goes_on_after_a_rank_was_killed(name: str, files: Path, tmp_path: Path) -> None:
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    epochs = 6
+    whole = losses(trained(name, files, tmp_path / "whole", epochs))
+    assert whole.keys() == set(range(epochs))
+    assert whole[5] < whole[2] < whole[0]
+
+    process = start(name, files, tmp_path / "killed", epochs)
+    assert process.stdout
+    ranks = {}
+    for line in process.stdout:
+        ranks.update(processes(line))
+        if line.startswith("epoch 1:"):
+            break
+    while process.poll() is None and not in_the_middle(name, tmp_path / "killed"):
+        time.sleep(0.01)
+    os.kill(ranks[1], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "epoch 5:" not in printed
+
+    place, _ = saved(name, tmp_path / "killed")
+    assert 0 < place["epoch"] < epochs - 1
+    rest = losses(trained(name, files, tmp_path / "killed", epochs))
+    later = range(place["epoch"] + 1, epochs)  # whole epochs
+    assert {epoch: rest[epoch] for epoch in later} == {epoch: whole[epoch] for epoch in later}
+    assert rest.keys() - {place["epoch"]} == set(later)
+    weights, again = (saved(name, tmp_path / folder)[1] for folder in ("whole", "killed"))
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+@pytest.mark.stress
+def test_the_three_ways_are_one_training(files: Path, tmp_path: Path) -> None:
+    found = []
+    for name in COMMANDS:
+        (tmp_path / name).mkdir()
+        found.append(losses(trained(name, files, tmp_path / name, epochs=2)))
+    assert found[0] == found[1] == found[2]
+    assert found[0].keys() == {0, 1}
