@@ -83,6 +83,7 @@ bench: .venv/ready
 	.venv/bin/python -m benchmarks.transport
 	.venv/bin/python -m benchmarks.images
 	.venv/bin/python -m benchmarks.scaling
+	.venv/bin/python -m benchmarks.scale
 	.venv/bin/python -m benchmarks.shuffle
 
 bench-quick: .venv/ready

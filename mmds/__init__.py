@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmds import memory as memory
+    from mmds import ray as ray
     from mmds.addcolumn import add_column as add_column
     from mmds.addcolumn import drop_column as drop_column
+    from mmds.aheadsampler import ahead as ahead
     from mmds.conversion import Conversion as Conversion
     from mmds.dataset import MemoryMappedDataset as MemoryMappedDataset
     from mmds.exporting import export as export
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
     from mmds.sharing import SharedSamples as SharedSamples
     from mmds.sharing import share as share
     from mmds.splitting import split as split
+    from mmds.units import Committed as Committed
+    from mmds.units import commit as commit
+    from mmds.uploading import Uploaded as Uploaded
+    from mmds.uploading import upload as upload
     from mmds.writer import Writer as Writer
 
 _HOME = {
@@ -54,6 +60,7 @@ _HOME = {
     **dict.fromkeys(("add_column", "drop_column"), "addcolumn"),
     **dict.fromkeys(("Conversion", "convert"), "pipeline"),
     **dict.fromkeys(("Repair", "repair"), "repairing"),
+    "ahead": "aheadsampler",
     "export": "exporting",
     "Jagged": "jagged",
     "Loader": "loader",
@@ -67,6 +74,8 @@ _HOME = {
     **dict.fromkeys(("SharedSamples", "share"), "sharing"),
     **dict.fromkeys(("merge", "select"), "selecting"),
     "split": "splitting",
+    **dict.fromkeys(("Uploaded", "upload"), "uploading"),
+    **dict.fromkeys(("Committed", "commit"), "units"),
     "Writer": "writer",
 }
 
@@ -74,8 +83,8 @@ __all__ = sorted([*_HOME, "memory"])
 
 
 def __getattr__(name: str) -> object:
-    if name == "memory":  # a module of its own: mmds.memory.watch
-        return importlib.import_module("mmds.memory")
+    if name in ("memory", "ray"):  # modules of their own: mmds.memory.watch, mmds.ray.read_mmds
+        return importlib.import_module(f"mmds.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'mmds' has no attribute {name!r}")

@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 import mmds
+from mmds.commitcommand import commit
 from mmds.convertcommand import convert
 from mmds.copycommands import merge, select, split
-from mmds.options import size
+from mmds.options import local_path, path_or_url, size
+from mmds.uploadcommand import upload
 from mmds.verifycommand import verify
 
 
@@ -44,16 +46,18 @@ def main() -> None:
 
 
 main.add_command(convert)
+main.add_command(commit)
 main.add_command(select)
 main.add_command(merge)
 main.add_command(split)
 main.add_command(verify)
+main.add_command(upload)
 
 
 @main.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=path_or_url)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(path: Path, as_json: bool) -> None:
+def info(path: Path | str, as_json: bool) -> None:
     """Say what is in PATH: fields, counts, sizes, classes, metadata, and what of it is no field."""
     from mmds.errors import printable
     from mmds.summary import summarize
@@ -70,12 +74,12 @@ def info(path: Path, as_json: bool) -> None:
 
 
 @main.command("ls")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=path_or_url)
 @click.option("--start", type=int, default=0, show_default=True, help="The first sample; negative counts from the end.")
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="How many samples; 0 for all.")
 @click.option("--fields", help="Names of the fields to show, with commas. Default: those in the index.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def ls(path: Path, start: int, limit: int, fields: str | None, as_json: bool) -> None:
+def ls(path: Path | str, start: int, limit: int, fields: str | None, as_json: bool) -> None:
     """List samples of PATH: numbers, labels and texts, without touching the payload."""
     from mmds.listing import rows_of
 
@@ -102,8 +106,8 @@ def ls(path: Path, start: int, limit: int, fields: str | None, as_json: bool) ->
 
 
 @main.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number
-@click.argument("path", type=click.Path(path_type=Path))
-@click.argument("index", type=int)
+@click.argument("path", type=path_or_url)
+@click.argument("index", metavar="INDEX|KEY")
 @click.option("--field", help="Only this field.")
 @click.option(
     "-o",
@@ -112,15 +116,15 @@ def ls(path: Path, start: int, limit: int, fields: str | None, as_json: bool) ->
     help="Write the picture (or the field's bytes) to this file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(path: Path, index: int, field: str | None, output: Path | None, as_json: bool) -> None:
-    """Show sample INDEX of PATH; a picture is drawn in the terminal, or written to a file with -o."""
+def show(path: Path | str, index: str, field: str | None, output: Path | None, as_json: bool) -> None:
+    """Show sample INDEX of PATH, or the one with this KEY; a picture is drawn in the terminal, or written to a file with -o."""
     from mmds.listing import show_sample
 
     show_sample(mmds.open(path), index, field, output, as_json)
 
 
 @main.command("add-column")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=local_path)
 @click.argument("name")
 @click.argument("values", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--classes", metavar="NAMES", help="All class names, with commas: VALUES are labels.")
@@ -138,14 +142,14 @@ def add_column(path: Path, name: str, values: Path, classes: str | None, replace
 
 
 @main.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("source", type=path_or_url)
+@click.argument("destination", type=local_path)
 @click.option("--to", "format", metavar="FORMAT", help="folder, tar, or a store. Default: by the suffix, or folder.")
 @click.option("--fields", metavar="NAMES", help="Only these fields, with commas.")
 @click.option("--shard-size", type=size, metavar="SIZE", help="Write several tar files of about this size.")
 @click.option("--overwrite", is_flag=True, help="Replace DESTINATION if it exists.")
 @click.option("--no-progress", is_flag=True, help="Draw no progress bar.")
-def export(source: Path, destination: Path, fields: str | None, no_progress: bool, **options: Any) -> None:
+def export(source: Path | str, destination: Path, fields: str | None, no_progress: bool, **options: Any) -> None:
     """Write SOURCE back to a folder of the files that it was made of, to tar shards, or to another store."""
     from mmds.errors import printable
     from mmds.terminal import progress

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmds.converters import Ignored
 from mmds.errors import SourceError, printable
-from mmds.publish import publish_lines
+from mmds.publish import as_lines, publish_lines
+from mmds.remote import Remote
 
 Progress = Callable[[int, int | None, int], None]
 
@@ -25,13 +27,21 @@ class Output:
 
 
 @dataclass(frozen=True)
+class RemoteOutput:
+    """One dataset that a conversion has written to object storage."""
+
+    path: str  # its URL
+    samples: int
+
+
+@dataclass(frozen=True)
 class Conversion:
     """What a conversion did. Names and reasons in `errors` are safe to print; those in `ignored` are not."""
 
-    outputs: tuple[Output, ...]
+    outputs: tuple[Output | RemoteOutput, ...]
     errors: tuple[tuple[str, str], ...] = ()
     ignored: Mapping[str, Ignored] = field(default_factory=dict)
-    quarantine: Path | None = None
+    quarantine: Path | str | None = None
 
     @property
     def samples(self) -> int:
@@ -71,6 +81,7 @@ class Run:
         tell = None if progress is None else lambda done, total: progress(done, total, len(self.bad))
         self._report = Report(tell, total)
         self.count = self._report.add  # more samples of the source are done
+        self.tell = self._report.end  # how many there are by now
 
     def fail(self, name: str, reason: str, trace: str = "") -> None:
         """Note that `name` cannot be used, or end the conversion."""
@@ -93,18 +104,29 @@ class Run:
         """All failures, safe to print."""
         return tuple((_shown(name), reason) for name, reason in self.bad)
 
-    def end(self, destination: Path, written: int) -> Path | None:
+    def end(self, destination: Path | str, written: int) -> Path | str | None:
         """Check that something was written if there was anything, write the quarantine report, and tell the caller."""
         done = self._report.done
         if done and self.bad and not written:
             raise SourceError(f"{self.shown}: none of the {done} samples can be used{self.first_failure}")
-        report = None
-        if self._on_error == "quarantine":
-            lines = [{"name": name, "reason": reason} for name, reason in self.bad]
-            report = publish_lines(destination.with_name(destination.name + ".quarantine.jsonl"), lines)
+        report = quarantine(destination, self.bad) if self._on_error == "quarantine" else None
         self._report.end()
         return report
 
 
 def _shown(name: str) -> str:
     return printable(name, limit=4096)
+
+
+def quarantine(destination: Path | str, bad: Sequence[tuple[str, str]]) -> Path | str | None:
+    """Publish the list of bad samples beside a dataset, in place of one from an earlier run; return where it is."""
+    lines = [{"name": name, "reason": reason} for name, reason in bad]
+    if isinstance(destination, Path):
+        return publish_lines(destination.with_name(destination.name + ".quarantine.jsonl"), lines)
+    report = Remote(f"{destination.rstrip('/')}.quarantine.jsonl")
+    if not lines:
+        with contextlib.suppress(FileNotFoundError):
+            report.delete()
+        return None
+    report.replace(as_lines(lines))
+    return report.url

@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 import mmds
-from mmds.options import name_value, size
+from mmds.options import name_value, path_or_url, size
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("source", type=path_or_url)
+@click.argument("destination", type=path_or_url)
 @click.option(
     "-j",
     "--num-workers",
@@ -44,6 +44,20 @@ from mmds.options import name_value, size
     type=size,
     metavar="SIZE",
     help="Make DESTINATION a folder of files of about this size, such as 1GB.",
+)
+@click.option(
+    "--shard-items",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Make DESTINATION a folder of files with what N items of SOURCE give each. Default with the next three: 8192.",
+)
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Convert on a Ray cluster.")
+@click.option("--rank", type=click.IntRange(0), metavar="R", help="Do only part R of ...")
+@click.option(
+    "--world-size",
+    type=click.IntRange(1),
+    metavar="W",
+    help="... W parts, from 0 on; each by a process of its own, on any host. Then `mmds commit DESTINATION`.",
 )
 @click.option("--resume", is_flag=True, help="Go on after the last whole shard of a conversion that was ended.")
 @click.option("--append", is_flag=True, help="Add shards to DESTINATION, a folder of shards.")
@@ -80,8 +94,8 @@ from mmds.options import name_value, size
 @click.option("--no-progress", is_flag=True, help="Draw no progress bar.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
-    source: Path,
-    destination: Path,
+    source: Path | str,
+    destination: Path | str,
     num_workers: int | None,
     source_format: str | None,
     destination_format: str | None,
@@ -100,7 +114,7 @@ def convert(
     check: str | None,
     **arguments: Any,
 ) -> None:
-    """Pack SOURCE (a folder, an archive, a table, or a dataset in any store) into DESTINATION (an .mmds file, or any store).
+    """Pack SOURCE (a folder, an archive, a table, or a dataset in a store) into DESTINATION (an .mmds file, a store, or a URL).
 
     Samples are narrowed to the fields that are wanted, filtered, mapped, and mapped in batches, in this order. Functions are
     imported from modules on the path, or in the current folder.
@@ -132,7 +146,7 @@ def convert(
                 **options,
             )
     except KeyboardInterrupt:
-        if arguments["shard_size"] is None:
+        if arguments["overwrite"] or all(arguments[name] is None for name in ("shard_size", "shard_items", "rank")):
             raise
         click.echo("\ninterrupted; the same command with --resume goes on after the last whole shard", err=True)
         sys.exit(130)

@@ -43,7 +43,17 @@ class SchemaError(MmdsError, ValueError):
 
 
 class SampleError(MmdsError, ValueError):
-    """A sample that does not fit its fields; the message names sample, field, expected and got."""
+    """A sample that does not fit its fields; the message names sample, field, expected and got.
+
+    `reason` is the message without file and sample, for whoever knows these by other names.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message, reason)
+        self.reason = reason or message
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class SourceError(MmdsError, ValueError):

@@ -58,7 +58,7 @@ class Journal:
                 sync_folder(self.path.parent)
         elif self.conversion != now:
             raise OptionError(
-                f"{printable(self.path.parent)} was begun differently: {_difference(self.conversion, now)}"
+                f"{printable(self.path.parent)} was begun differently: {difference(self.conversion, now)}"
             )
 
     def add(self, entry: Entry) -> None:
@@ -115,7 +115,7 @@ class Journal:
             ) from None
 
 
-def _difference(before: Any, now: dict[str, Any]) -> str:
+def difference(before: Any, now: Mapping[str, Any]) -> str:
     """Return in words the first thing that differs."""
     if not isinstance(before, dict):
         return f"its journal begins with {printable(repr(before), 200)}"

@@ -65,12 +65,12 @@ class Stored(Indexed):
     """The samples of a dataset in a store, which each process opens by itself with `opens`, narrowed to `fields`."""
 
     def __init__(self, opens: Callable[[], Reader], fields: Any = None) -> None:
-        opened = _Opened(opens, fields)
+        opened = Opened(opens, fields)
         super().__init__(opened)
         self.fields, self.metadata = opened.reader.fields, opened.reader.metadata
 
 
-class _Opened:
+class Opened:
     """A reader that can be sent to another process, which opens it again."""
 
     def __init__(self, opens: Callable[[], Reader], fields: Any) -> None:
@@ -79,10 +79,15 @@ class _Opened:
 
     @property
     def reader(self) -> Reader:
+        """The reader, opened once in each process."""
         if self._reader is None:
             reader = self._opens()
             self._reader = reader if self._fields is None else reader.select(self._fields)
         return self._reader
+
+    def open(self) -> Reader:
+        """Return the reader."""
+        return self.reader
 
     def __len__(self) -> int:
         return len(self.reader)

@@ -15,27 +15,29 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mmds.conversion import Conversion, Output, Progress, Run
+from mmds.batchcopy import BATCH_BYTES, copy_rows
+from mmds.conversion import Conversion, Output, Progress, RemoteOutput, Run
 from mmds.converters import FORMATS, Ignored, Item, Source, sources
 from mmds.converters.stores import find_store
-from mmds.errors import FormatError, OptionError, SampleError, SourceError, printable
+from mmds.errors import OptionError, SourceError, printable
 from mmds.manifest import NAME as MANIFEST
-from mmds.objects import Indexed, Iterated, Stored, as_source, is_stream
+from mmds.objects import Indexed, Iterated, Opened, Stored, as_source, is_stream
 from mmds.opening import matches
 from mmds.opening import open as open_reader
 from mmds.ordered import DONE, in_order
+from mmds.planned import Content, Manner, write_units
 from mmds.reader import Reader
+from mmds.remote import is_url
 from mmds.schema import Schema
 from mmds.sharded import ShardedWriter
+from mmds.staging import Staging
 from mmds.store import Store
 from mmds.target import AnyWriter, Target
-from mmds.work import Failure, Function, Select, Steps, Work, function, named, nbytes, own, renamed
+from mmds.unitjob import append as append_sample
+from mmds.units import Units, complete
+from mmds.work import Function, Select, Steps, Work, function, named, own, renamed
 
 ON_ERROR = ("raise", "skip", "quarantine")
-BATCH_BYTES = 8 * 2**20  # that travel from store to store at once
-FIRST_BATCH, MAX_BATCH = 16, 2**16  # samples: a small batch tells how large they are
 
 AnySource = Source | Iterated | Indexed
 
@@ -57,6 +59,10 @@ def convert(
     shard_size: int | None = None,
     append: bool = False,
     resume: bool = False,
+    shard_items: int | None = None,
+    engine: str = "local",
+    rank: int | None = None,
+    world_size: int | None = None,
     num_workers: int | None = None,
     limit: int | None = None,
     on_error: str = "raise",
@@ -88,6 +94,12 @@ def convert(
     `resume` goes on after the last whole shard, and gives the same bytes; the source and the options must be the same. `append`
     adds shards to such a folder. `compression` ("zstd", "zstd:LEVEL", "zstd:LEVEL:dict") is for ``.mmds`` files.
 
+    With `shard_items`, the destination is a folder of shards too, each with what so many items of the source give. Who writes
+    a shard, and when, makes no difference to its bytes: ``engine="ray"`` has them written on a Ray cluster, with `num_workers`
+    tasks at the same time (by default two per CPU, of which one waits); with `rank` and `world_size`, this process writes its
+    part of them, and `mmds.commit` completes the dataset when all ranks are done. The destination may be a URL (``s3://...``),
+    to which shards are uploaded one by one. For these three, `shard_items` is 8192 by default. All of them can be resumed.
+
     A folder with splits gives one dataset each: ``out-train.mmds``, ``out-val.mmds`` for ``out.mmds``; they are published
     when all of them are complete. `limit` takes only the first samples of each. `options` are those of the source's format:
     ``resize=``, ``crop=``, ``encode=``, ``check=``, ``splits=`` for a folder of pictures.
@@ -104,7 +116,19 @@ def convert(
         if number is not None and number < least:
             raise ValueError(f"{name}={number!r}: expected at least {least}")
     steps = Steps(function(filter), function(map), function(batch_map), batch_size)
-    target = Target(Path(destination), destination_format, compression, shard_size, append, resume, overwrite)
+    target = Target(
+        str(destination) if is_url(destination) else Path(destination),
+        destination_format,
+        compression,
+        shard_size,
+        append,
+        resume,
+        overwrite,
+        shard_items,
+        engine,
+        rank,
+        world_size,
+    )
     conversion: dict[str, Any] = {
         "source": _shown(source),
         "source_format": source_format,
@@ -118,20 +142,52 @@ def convert(
     if reader is not None:
         if output_fields is not None:
             raise OptionError("output_fields= are the kinds of what functions return; fields= selects")
+        if target.by_units:
+            opens = _opens(source, source_format)
+            assert opens is not None
+            opened = Opened(opens, renamed(fields, rename or {}, opens().fields))
+            details = {**conversion, "items": len(reader), "content": reader.content_id}
+            rows = Content("", reader.metadata, details, len(reader), reader.fields, opens=opened.open)
+            total = target.share(len(range(len(reader))[:limit]), 1)
+            run = Run(conversion["source"], on_error, progress, total, target.kept)
+            return _by_units(
+                run,
+                [rows],
+                target,
+                1,
+                _manner(conversion["source"], target, num_workers, limit, on_error),
+                _left_out(reader),
+            )
         return _copy(reader, target, conversion, limit, on_error, progress)
     found = _sources(source, source_format, fields, rename, options)
+    tasks = num_workers  # of Ray, which has CPUs of its own, and sends objects anywhere
     if num_workers is None:
         is_object = not isinstance(source, (str, os.PathLike)) or any(
             callable(each) for each in (filter, map, batch_map)
         )
         num_workers = 1 if is_object else len(os.sched_getaffinity(0))
     total = _total([_length(each) for each in found], limit)
-    run = Run(conversion["source"], on_error, progress, total, target.kept)
+    batch = steps.batch_size if steps.batch_map else 1
+    run = Run(conversion["source"], on_error, progress, target.share(total, batch), target.kept)
     for each in found:
         for name, reason in each.problems:
             run.fail(name, reason)
     if total == 0 and limit != 0 and output_fields is None and not isinstance(found[0], Stored):
         raise SourceError(f"{run.shown}: no samples found{run.first_failure}{_shown_ignored(found)}")
+    contents: list[Content] = []
+    for each in found if target.by_units else ():
+        select, narrowed = _narrowed(each, fields, rename)
+        given = _output_fields(named(output_fields), narrowed, steps)
+        details = {**conversion, "output_fields": repr(given), "split": each.split, "items": _length(each)}
+        work, schema = Work(each.load, select, steps), None if given is None else Schema(given)
+        items = partial(_items, each, num_workers > 1 or engine != "local" or work.batch_size > 1)
+        contents.append(
+            Content(each.split, each.metadata, details, _length(each), schema, narrowed, each.cpu_bound, work, items)
+        )
+    if contents:
+        number = num_workers if engine == "local" else tasks
+        manner = _manner(conversion["source"], target, number, limit, on_error)
+        return _by_units(run, contents, target, batch, manner, _ignored(found))
     with ExitStack() as stack:  # all are opened first and published last
         outputs: list[tuple[AnySource, Work, AnyWriter]] = []
         for each in found:
@@ -148,7 +204,7 @@ def convert(
         if (total_written or not run.bad) and any(writer.fields is None for _, _, writer in outputs):
             raise SourceError(f"{run.shown}: no sample is left; an empty dataset needs output_fields=")
         report = run.end(target.path, total_written)
-    written = tuple(Output(target.part(each.split), len(writer)) for each, _, writer in outputs)
+    written = tuple(_output(target, each.split, len(writer)) for each, _, writer in outputs)
     return Conversion(written, run.shown_errors, _ignored(found), report)
 
 
@@ -226,6 +282,8 @@ def _refuse(options: Mapping[str, Any]) -> None:
 
 
 def _is_store(path: str | os.PathLike[str], format: str | None) -> bool:
+    if is_url(path):  # of object storage, datasets are read, and nothing else
+        return True
     if format is not None:
         return format not in FORMATS
     path = Path(path)
@@ -241,9 +299,7 @@ def _write(run: Run, source: AnySource, work: Work, writer: AnyWriter, num_worke
     if sharded is not None and sharded.is_complete:
         return
     prefix = source.split and f"{source.split}/"
-    items: Iterator[Item] = islice(source.items(), first, limit)
-    if isinstance(source, Iterated) and (num_workers > 1 or work.batch_size > 1):
-        items = ((name, own(sample)) for name, sample in items)  # several are taken at once; they may be one array
+    items = islice(_items(source, num_workers > 1 or work.batch_size > 1), first, limit)
     processes = source.cpu_bound or not work.is_plain
     current = end = first
     outputs = 0  # of item `current`
@@ -256,7 +312,7 @@ def _write(run: Run, source: AnySource, work: Work, writer: AnyWriter, num_worke
             current, outputs = number, outputs + 1 if number == current else 1
             if number == first and outputs <= skip:
                 continue
-            reason = _append(writer, sample)
+            reason = append_sample(writer, sample)
             if reason is not None:
                 run.fail(prefix + item[0], reason.reason, reason.trace)
                 if sharded is not None:
@@ -267,15 +323,63 @@ def _write(run: Run, source: AnySource, work: Work, writer: AnyWriter, num_worke
         sharded.end(end)
 
 
-def _append(writer: AnyWriter, sample: Any) -> Failure | None:
-    """Write a sample, or return why that cannot be."""
-    if isinstance(sample, Failure):
-        return sample
-    try:
-        writer.write(sample)
-    except SampleError as error:
-        return Failure(str(error))
-    return None
+def _items(source: AnySource, several: bool) -> Iterator[Item]:
+    """Return the items of a source; `several` of them may be taken before the first is used."""
+    items = source.items()
+    if several and isinstance(source, Iterated):
+        return ((name, own(sample)) for name, sample in items)  # they may be one array, filled again and again
+    return items
+
+
+def _manner(source: str, target: Target, num_workers: int | None, limit: int | None, on_error: str) -> Manner:
+    options = {} if target.compression is None else {"compression": target.compression}
+    return Manner(source, options, on_error, target.kept, target.engine, num_workers, limit)
+
+
+def _by_units(
+    run: Run,
+    contents: Sequence[Content],
+    target: Target,
+    batch_size: int,
+    manner: Manner,
+    ignored: Mapping[str, Ignored],
+) -> Conversion:
+    """Write shards that anybody may write; all datasets are published when all shards of all of them are there."""
+    with ExitStack() as stack:
+        written: list[tuple[Units, Staging | None, int]] = []
+        for content in contents:
+            where = target.part(content.split)
+            staging = target.staging(content.split)
+            if staging is not None:
+                stack.callback(staging.discard)
+                where = staging.content
+            units = target.units(where, content.details, batch_size)
+            if units.is_complete:
+                samples: int | None = len(open_reader(where))
+            else:
+                samples = write_units(run, content, units, manner)
+            if samples is None and not run.bad:
+                raise SourceError(f"{run.shown}: no sample is left; an empty dataset needs output_fields=")
+            written.append((units, staging, samples or 0))
+        report = None
+        if target.rank is not None:
+            run.tell()
+        else:
+            report = run.end(target.path, sum(samples for _, _, samples in written))
+            for units, staging, _ in written:
+                if not units.is_complete:
+                    complete(units.place.where)
+                if staging is not None:
+                    staging.publish()
+    outputs = [
+        _output(target, content.split, samples) for content, (_, _, samples) in zip(contents, written, strict=True)
+    ]
+    return Conversion(tuple(outputs), run.shown_errors, ignored, report)
+
+
+def _output(target: Target, split: str, samples: int) -> Output | RemoteOutput:
+    path = target.part(split)
+    return RemoteOutput(path, samples) if isinstance(path, str) else Output(path, samples)
 
 
 def _resumed(run: Run, writer: ShardedWriter | None, items: int | None) -> tuple[int, int]:
@@ -303,42 +407,30 @@ def _copy(
     with target.writer("", reader.fields, reader.metadata, details) as writer:
         sharded = writer if isinstance(writer, ShardedWriter) else None
         rows = rows[_resumed(run, sharded, len(rows))[0] :]
-        size, most = FIRST_BATCH, BATCH_BYTES if sharded is None else min(BATCH_BYTES, sharded.shard_size // 8)
+        most = BATCH_BYTES if sharded is None else min(BATCH_BYTES, sharded.shard_size // 8)
         while rows:
-            batch, rows = rows[:size], rows[size:]
-            copied, failures = _copy_batch(reader, batch, writer)
-            for name, reason in failures:
-                run.fail(name, reason)
-            run.count(len(batch))
-            size = max(1, min(MAX_BATCH, int(len(batch) * most / max(copied, 1)), 4 * size))
-            if sharded is not None:
-                sharded.errors += failures
-                if sharded.mark(batch.stop, 0):
-                    size = FIRST_BATCH  # so that the batches of a shard do not depend on those before it
+            for batch, failures in copy_rows(reader, rows, writer, most):
+                for name, reason in failures:
+                    run.fail(name, reason)
+                run.count(len(batch))
+                rows = rows[len(batch) :]
+                if sharded is not None:
+                    sharded.errors += failures
+                    if sharded.mark(batch.stop, 0):
+                        break  # the batches of a shard do not depend on those before it
         if sharded is not None:
             sharded.end(len(reader))
         report = run.end(target.path, len(writer))
+    return Conversion((_output(target, "", len(writer)),), run.shown_errors, _left_out(reader), report)
+
+
+def _left_out(reader: Reader) -> dict[str, Ignored]:
+    """Return what of a foreign store is no field."""
     left_out: Mapping[str, str] = getattr(reader.store, "left_out", {})
     ignored: dict[str, Ignored] = {}
     for name, reason in left_out.items():
         ignored.setdefault(f"array that is no field ({reason})", Ignored()).add(name)
-    return Conversion((Output(target.path, len(writer)),), run.shown_errors, ignored, report)
-
-
-def _copy_batch(reader: Reader, rows: range, writer: AnyWriter) -> tuple[int, list[tuple[str, str]]]:
-    """Copy samples of a store; one by one, if they fail together. Return about how many bytes they had, and failures."""
-    failures = []
-    try:
-        batch = reader[np.arange(rows.start, rows.stop)]
-        writer.write_batch(batch)
-    except (FormatError, SampleError):
-        batch = ()
-        for row in rows:
-            try:
-                writer.write(reader[row])
-            except (FormatError, SampleError) as error:
-                failures.append((f"sample {row}", str(error)))
-    return nbytes(batch), failures
+    return ignored
 
 
 def _length(source: AnySource) -> int | None:

@@ -113,19 +113,22 @@ class Draft:
             os.close(fd)
 
 
+def as_lines(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return a line of JSON for each of `lines`. ASCII only: a name that is not UTF-8 comes back as Python's str of it."""
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
 def publish_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> Path | None:
     """Publish a report, a line of JSON for each of `lines`, in place of one from an earlier run.
 
-    Without lines the earlier one is removed, and None is returned. ASCII only: a name that is not UTF-8 comes back as
-    Python's str of it.
+    Without lines the earlier one is removed, and None is returned.
     """
     if not lines:
         path.unlink(missing_ok=True)
         return None
     draft = Draft(path, overwrite=True)
     try:
-        for line in lines:
-            draft.write(memoryview(json.dumps(line).encode() + b"\n"))
+        draft.write(memoryview(as_lines(lines)))
         draft.publish()
     finally:
         draft.discard()

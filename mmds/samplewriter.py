@@ -200,8 +200,10 @@ class SampleWriter(abc.ABC):
             raise
 
     def _sample_error(self, misfit: Misfit, name: str, sample: int) -> SampleError:
-        field = f", field '{printable(name)}'" if name else ""
-        return SampleError(f"{self._shown}: sample {sample}{field}: expected {misfit.expected}, got {misfit.got}")
+        field = f"field '{printable(name)}': " if name else ""
+        reason = f"expected {misfit.expected}, got {misfit.got}"
+        where = f"{self._shown}: sample {sample}{', ' if field else ': '}"
+        return SampleError(f"{where}{field}{reason}", f"{field}{reason}")
 
 
 def _length(leaf: Any, name: str) -> int:

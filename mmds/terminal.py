@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,8 @@ def progress(what: str, *, in_bytes: bool, shown: bool = True) -> Iterator[Calla
 def print_conversion(conversion: Conversion) -> None:
     """Print what a conversion did: files to stdout; bad and ignored things, all counted and named, to stderr."""
     for output in conversion.outputs:
-        sys.stdout.write(
-            f"{printable(output.path, 4096)}: {output.samples:,} samples, {size(tree_size(output.path))}\n"
-        )
+        nbytes = f", {size(tree_size(output.path))}" if isinstance(output.path, Path) else ""
+        sys.stdout.write(f"{printable(output.path, 4096)}: {output.samples:,} samples{nbytes}\n")
     for reason, ignored in conversion.ignored.items():
         names = ", ".join(printable(name) for name in ignored.examples)
         more = ", …" if ignored.count > len(ignored.examples) else ""
@@ -147,7 +147,10 @@ def print_summary(summary: dict[str, Any]) -> None:
             out.print(Text(f"  {printable(key)}: {printable(value, 1000)}"))
 
 
-def _print_histogram(out: Console, name: str, classes: dict[str, int]) -> None:
+def _print_histogram(out: Console, name: str, classes: dict[str, Any]) -> None:
+    if None in classes.values():  # at a URL: not counted
+        out.print(Text(f"{printable(name)}: {len(classes)} classes: {printable(', '.join(classes), 2000)}"))
+        return
     largest = max(classes.values(), default=0)
     out.print(Text(f"{printable(name)}: {len(classes)} classes"))
     shown = list(classes.items())[:HISTOGRAM_CLASSES]

@@ -170,7 +170,7 @@ def test_splits(tmp_path: Path) -> None:
     (tmp_path / "root" / "other").mkdir()
     assert [source.split for source in sources(tmp_path / "root")] == ["train", "val"]
     result = mmds.convert(tmp_path / "root", tmp_path / "out.mmds")
-    assert [output.path.name for output in result.outputs] == ["out-train.mmds", "out-val.mmds"]
+    assert [Path(output.path).name for output in result.outputs] == ["out-train.mmds", "out-val.mmds"]
     assert result.samples == 96
 
 

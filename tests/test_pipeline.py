@@ -159,7 +159,7 @@ def test_splits_give_one_file_each_or_none(tmp_path: Path) -> None:
     fill(tmp_path / "set" / "train", 8, 3)
     fill(tmp_path / "set" / "val", 4, 4)
     result = convert(tmp_path / "set", tmp_path / "out.mmds", num_workers=1)
-    assert [(output.path.name, output.samples) for output in result.outputs] == [
+    assert [(Path(output.path).name, output.samples) for output in result.outputs] == [
         ("out-train.mmds", 8),
         ("out-val.mmds", 4),
     ]
@@ -173,7 +173,7 @@ def test_splits_give_one_file_each_or_none(tmp_path: Path) -> None:
     with pytest.raises(ExistsError):
         convert(tmp_path / "set", tmp_path / "out.mmds", num_workers=1, on_error="skip")
     together = convert(tmp_path / "set", tmp_path / "one.mmds", num_workers=1, on_error="skip", splits=False)
-    assert [output.path.name for output in together.outputs] == ["one.mmds"] and together.samples == 12
+    assert [Path(output.path).name for output in together.outputs] == ["one.mmds"] and together.samples == 12
 
 
 def test_limit_takes_the_first_of_the_source(tmp_path: Path, folder: Path) -> None:

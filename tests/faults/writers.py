@@ -114,6 +114,16 @@ def _convert(folder: Path, count: int, seed: int, **options: Any) -> None:
     mmds.convert(rows(count, 2000, seed), folder / NAME, shard_size=20_000, **options)
 
 
+def _ranks(folder: Path) -> None:
+    """Convert as two ranks, and complete that, as far as it has not been done."""
+    for rank in (0, 1):
+        mmds.convert(
+            rows(40, 2000, 1), folder / NAME, shard_items=10, rank=rank, world_size=2, num_workers=1, resume=True
+        )
+    if not (folder / NAME / "dataset.json").exists():
+        mmds.commit(folder / NAME)
+
+
 def _append_again(folder: Path) -> None:
     """Go on, but for a conversion that had ended but for its last words: appending once more would be twice."""
     if len(mmds.open(folder / NAME)) < 50 or (folder / NAME / "unfinished.jsonl").exists():
@@ -194,6 +204,7 @@ WRITERS = {
     "a file": _single(2200, 1000),
     "overwriting a file": _overwrite(40, 3000),
     "shards": Case(lambda folder: _convert(folder, 40, 1, resume=True), resumes=True),
+    "ranks": Case(_ranks, resumes=True),
     "overwriting shards": Case(
         prepare=lambda folder: _convert(folder, 30, 0), write=lambda folder: _convert(folder, 40, 1, overwrite=True)
     ),
