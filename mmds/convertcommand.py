@@ -168,3 +168,6 @@ def convert(
         click.echo(json.dumps(found, indent=2))
     else:
         print_conversion(result)
+        if arguments["rank"] is not None:
+            paths = " ".join(printable(output.path, 4096) for output in result.outputs)
+            click.echo(f"when all {arguments['world_size']} ranks are done: mmds commit {paths}", err=True)

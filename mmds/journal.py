@@ -122,5 +122,5 @@ def difference(before: Any, now: Mapping[str, Any]) -> str:
     name = next(name for name in (*now, *before) if before.get(name) != now.get(name))
     return (
         f"{printable(name)} was {printable(repr(before.get(name)), 500)}, and is {printable(repr(now.get(name)), 500)}. "
-        "Resume with the same source and options, or start anew with overwrite"
+        "Resume with the same source and options, or start anew: with overwrite, or another name"
     )

@@ -68,6 +68,7 @@ class Stored(Indexed):
         opened = Opened(opens, fields)
         super().__init__(opened)
         self.fields, self.metadata = opened.reader.fields, opened.reader.metadata
+        self.content_id = opened.reader.content_id
 
 
 class Opened:

@@ -110,7 +110,7 @@ def _connect(scheme: str, host: str, timeout: timedelta) -> Any:
     if scheme == "file":
         if host not in ("", "localhost"):
             raise StorageError(f"{shown}: a file on another machine; expected file:///path")
-        return stores.LocalStore()
+        return stores.LocalStore(automatic_cleanup=True)  # of folders, which other stores do not have
     if not host:
         raise StorageError(f"{shown}: names no bucket or server")
     options: dict[str, Any] = {"timeout": timeout, "connect_timeout": CONNECT_TIMEOUT}

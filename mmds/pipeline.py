@@ -168,7 +168,9 @@ def convert(
         num_workers = 1 if is_object else len(os.sched_getaffinity(0))
     total = _total([_length(each) for each in found], limit)
     batch = steps.batch_size if steps.batch_map else 1
-    run = Run(conversion["source"], on_error, progress, target.share(total, batch), target.kept)
+    lengths = [_total([_length(each)], limit) for each in found]
+    mine = _total([target.share(length, batch) for length in lengths], None)
+    run = Run(conversion["source"], on_error, progress, mine, target.kept)
     for each in found:
         for name, reason in each.problems:
             run.fail(name, reason)
@@ -179,10 +181,22 @@ def convert(
         select, narrowed = _narrowed(each, fields, rename)
         given = _output_fields(named(output_fields), narrowed, steps)
         details = {**conversion, "output_fields": repr(given), "split": each.split, "items": _length(each)}
-        work, schema = Work(each.load, select, steps), None if given is None else Schema(given)
-        items = partial(_items, each, num_workers > 1 or engine != "local" or work.batch_size > 1)
+        if isinstance(each, Stored):
+            details["content"] = each.content_id
         contents.append(
-            Content(each.split, each.metadata, details, _length(each), schema, narrowed, each.cpu_bound, work, items)
+            Content(
+                split=each.split,
+                metadata=each.metadata,
+                details=details,
+                length=_length(each),
+                fields=None if given is None else Schema(given),
+                like=narrowed,
+                cpu_bound=each.cpu_bound,
+                work=Work(each.load, select, steps),
+                items=partial(_items, each, several=True),
+                is_stream=isinstance(each, Iterated),
+                problems=each.problems,
+            )
         )
     if contents:
         number = num_workers if engine == "local" else tasks
@@ -203,7 +217,8 @@ def convert(
         total_written = sum(len(writer) for _, _, writer in outputs)
         if (total_written or not run.bad) and any(writer.fields is None for _, _, writer in outputs):
             raise SourceError(f"{run.shown}: no sample is left; an empty dataset needs output_fields=")
-        report = run.end(target.path, total_written)
+        is_complete = all(isinstance(writer, ShardedWriter) and writer.is_complete for _, _, writer in outputs)
+        report = None if is_complete else run.end(target.path, total_written)  # what an earlier run has listed stays
     written = tuple(_output(target, each.split, len(writer)) for each, _, writer in outputs)
     return Conversion(written, run.shown_errors, _ignored(found), report)
 
@@ -262,7 +277,10 @@ def _opens(source: Any, format: str | None) -> Callable[[], Reader] | None:
     if isinstance(source, Reader):
         return partial(_itself, source)
     if isinstance(source, (str, os.PathLike)):
-        return partial(open_reader, source, format=format) if _is_store(source, format) else None
+        if not _is_store(source, format):
+            return None
+        path = os.fspath(source)  # a worker may be in another folder
+        return partial(open_reader, path if is_url(path) else os.path.abspath(path), format=format)  # noqa: PTH100 (patterns)
     is_hugging_face = type(source).__module__.partition(".")[0] == "datasets" and not is_stream(source)
     return partial(_open_hugging_face, source) if is_hugging_face else None
 
@@ -347,6 +365,7 @@ def _by_units(
     """Write shards that anybody may write; all datasets are published when all shards of all of them are there."""
     with ExitStack() as stack:
         written: list[tuple[Units, Staging | None, int]] = []
+        lacking: list[str] = []  # splits without any sample
         for content in contents:
             where = target.part(content.split)
             staging = target.staging(content.split)
@@ -358,14 +377,20 @@ def _by_units(
                 samples: int | None = len(open_reader(where))
             else:
                 samples = write_units(run, content, units, manner)
-            if samples is None and not run.bad:
-                raise SourceError(f"{run.shown}: no sample is left; an empty dataset needs output_fields=")
             written.append((units, staging, samples or 0))
+            if samples is None:
+                lacking.append(content.split)
+        total = sum(samples for _, _, samples in written)
+        if lacking and (total or not run.bad):
+            which = f" in {printable(lacking[0])}" if lacking[0] else ""
+            raise SourceError(
+                f"{run.shown}: no sample is left{which}{run.first_failure}; an empty dataset needs output_fields="
+            )
         report = None
-        if target.rank is not None:
-            run.tell()
-        else:
-            report = run.end(target.path, sum(samples for _, _, samples in written))
+        if (target.rank is None or lacking) and not all(units.is_complete for units, _, _ in written):
+            report = run.end(target.path, total)  # raises, if no sample can be used
+        run.tell()
+        if target.rank is None:
             for units, staging, _ in written:
                 if not units.is_complete:
                     complete(units.place.where)

@@ -6,16 +6,21 @@ file, and is there when that is complete. Nothing is ever locked, so that any nu
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from mmds.errors import ExistsError, FormatError, StorageError, printable
+from mmds.errors import ExistsError, FormatError, printable
 from mmds.filebytes import FileBytes
 from mmds.publish import Draft, exists_error, reclaim, storage_errors, sync_folder
-from mmds.remote import Remote, is_url
+from mmds.remote import Remote, at_once, is_url
+from mmds.staging import Staging
+
+AT_ONCE = 16  # requests for small objects, which take tens of milliseconds each
 
 
 class Place(Protocol):
@@ -115,9 +120,10 @@ class Folder:
         with storage_errors(folder):
             if not folder.is_dir():
                 return
-            for each in folder.iterdir():
-                each.unlink(missing_ok=True)
-            folder.rmdir()
+            with contextlib.suppress(FileNotFoundError):  # somebody else has done it
+                for each in folder.iterdir():
+                    each.unlink(missing_ok=True)
+                folder.rmdir()
             sync_folder(self.path)
 
     def reclaim(self, name: str) -> None:
@@ -156,24 +162,24 @@ class RemotePlace:
     def put(self, name: str, write: Callable[[Path], None]) -> None:
         """Let `write` write a local file, and upload that."""
         target = self._remote.child(name)
+        known_as = hashlib.sha256(target.url.encode()).hexdigest()[:16]
+        staging = Staging(
+            Path(tempfile.gettempdir()) / f"mmds-{known_as}.mmds"
+        )  # which removes what a killed one has left
         try:
-            folder = tempfile.TemporaryDirectory(prefix="mmds-")
-        except OSError as error:
-            raise StorageError(error.errno, f"no temporary folder for {target.url}: {error.strerror}") from error
-        with folder as path:
-            local = Path(path) / target.name
-            write(local)
+            write(staging.content)
             try:
-                target.upload(local)
+                target.upload(staging.content)
             except ExistsError:  # of a writer that was killed before it said so
-                target.delete()
-                target.upload(local)
+                target.upload(staging.content, replace=True)
+        finally:
+            staging.discard()
 
     def remove(self, subfolder: str) -> None:
         """Remove everything below a name."""
         below = self._remote.child(subfolder)
-        for name, _ in list(below.list()):
-            below.child(name).delete()
+        for _ in at_once(lambda name: below.child(name).delete(), [name for name, _ in below.list()], AT_ONCE):
+            pass
 
     def reclaim(self, name: str) -> None:
         """Do nothing: what was not uploaded whole is not there."""

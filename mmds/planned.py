@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
 from mmds.columns import encode
+from mmds.compression import compressed
 from mmds.conversion import Run
 from mmds.converters import Item
 from mmds.fields import Misfit
@@ -35,6 +36,8 @@ class Content:
     cpu_bound: bool = True
     work: Work | None = None
     items: Callable[[], Iterator[Item]] = lambda: iter(())
+    is_stream: bool = False  # whether items can be had only once
+    problems: Sequence[tuple[str, str]] = ()  # with it as a whole: (name, reason)
     opens: Callable[[], Reader] | None = None
 
 
@@ -56,9 +59,12 @@ def write_units(run: Run, content: Content, units: Units, manner: Manner) -> int
     items: Iterator[Item] = islice(content.items(), manner.limit)
     fields = units.fields or content.fields
     if fields is None:
-        fields, items = _first_fields(run, content, items)
+        fields, taken = _first_fields(run, content, items)
         if fields is None:
             return None
+        items = chain(taken, items) if content.is_stream else islice(content.items(), manner.limit)
+    if "compression" in manner.options:  # as the writers of shards will have them
+        fields = compressed(fields)
     units.begin(fields)
     known = len(run.bad)
     for record in units.done.values():
@@ -97,7 +103,7 @@ def write_units(run: Run, content: Content, units: Units, manner: Manner) -> int
             units.add(record)
     if not todo.items and not units.rank and 0 not in units.done:  # an empty dataset has a shard, too
         units.add(job.write(run, 0, ()))
-    units.end(todo.items, manner.on_error)
+    units.end(todo.items, manner.on_error, () if units.rank else content.problems)
     run.bad[known:] = [error for _, record in sorted(units.done.items()) for error in record.errors]
     return sum(record.shard.n for record in units.done.values())
 
@@ -165,18 +171,22 @@ class _Todo:
             yield unit, range(unit * self.step, min((unit + 1) * self.step, total))
 
 
-def _first_fields(run: Run, content: Content, items: Iterator[Item]) -> tuple[Schema | None, Iterator[Item]]:
-    """Return the fields of the first sample that can be written, and all items, which are as before.
+def _first_fields(run: Run, content: Content, items: Iterator[Item]) -> tuple[Schema | None, list[Item]]:
+    """Return the fields of the first sample that can be written, and the items that were taken for that, of a stream.
 
     If there is no such sample, returns None, and `run` has been told of all items why.
     """
     assert content.work is not None
     taken: list[Item] = []
+    count = 0
     failures: list[tuple[Item, Failure]] = []
 
     def noted() -> Iterator[Item]:
+        nonlocal count
         for item in items:
-            taken.append(item)
+            count += 1
+            if content.is_stream:
+                taken.append(item)
             yield item
 
     for _, item, sample in in_order(content.work, noted(), num_workers=1, processes=False):
@@ -190,8 +200,8 @@ def _first_fields(run: Run, content: Content, items: Iterator[Item]) -> tuple[Sc
             except Misfit as misfit:
                 failures.append((item, Failure(f"expected {misfit.expected}, got {misfit.got}")))
                 continue
-            return fields, chain(taken, items)
-    run.count(len(taken))
+            return fields, taken
+    run.count(count)
     for item, failure in failures:
         run.fail((content.split and f"{content.split}/") + item[0], failure.reason, failure.trace)
-    return None, iter(taken)
+    return None, []

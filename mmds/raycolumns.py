@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray, ArrowVariableShapedTensorType
 
 from mmds.converters.arrowtypes import ELEMENTS, arrow_type, is_binary, is_list, is_text
-from mmds.errors import SchemaError, printable
+from mmds.errors import SampleError, SchemaError, printable
 from mmds.fields import Array, Bytes, Fixed, Json, Kind, Label, Scalar, Text
 from mmds.items import FixedItems
 from mmds.reader import Reader
@@ -151,12 +151,20 @@ def check_columns(columns: Columns, schema: Schema) -> None:
 
 
 def to_leaf(columns: Columns, field: Field) -> Any:
-    """Return the values of a field as `Writer.write_batch` takes them: an array of shape (B, ...), or a list."""
+    """Return the values of a field as `Writer.write_batch` takes them: an array of shape (B, ...), or a list.
+
+    `SampleError` if there are lists that are no arrays: with nulls in them, or of different lengths below the first.
+    """
     if field.name in columns.column_names:
         column = columns.column(field.name)
     else:
         column = pc.struct_field(columns.column(str(field.path[0])), [str(key) for key in field.path[1:]])
-    return _values(column, field.kind)
+    try:
+        return _values(column, field.kind)
+    except (ValueError, TypeError) as error:  # of numpy, and ours
+        raise SampleError(
+            f"field '{printable(field.name)}': lists that are no {printable(repr(field.kind), 200)}: {printable(error, 300)}"
+        ) from None
 
 
 def _values(column: pa.Array, kind: Kind) -> Any:
@@ -167,6 +175,8 @@ def _values(column: pa.Array, kind: Kind) -> Any:
         dtype = _innermost(type)
         if dtype is None:
             return column.to_pylist()
+        if type not in _DTYPES and pc.list_flatten(column, recursive=True).null_count:
+            raise ValueError("there are nulls among the numbers")
         if not is_list(type) and not column.null_count:
             return column.to_numpy(zero_copy_only=False)
         if is_list(type) and type.value_type in _DTYPES and len(kind.dimensions) == 1:

@@ -2,7 +2,7 @@
 
 Each task writes one unit to the destination, which all nodes must reach, and answers what it has written; this process says
 that the unit is done. A task whose worker or node dies is given out again: it writes the same shard once more, so nothing
-comes twice and nothing is lost. At most two tasks per CPU are under way, so that their items take little memory.
+comes twice and nothing is lost. At most two tasks per CPU are under way, and fewer if their items carry much data.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 from mmds.errors import SourceError, missing, printable
 from mmds.unitjob import Part, UnitJob
 from mmds.units import Record
+from mmds.work import nbytes
 
 TRIES = 10  # of one unit: a node that dies takes all of its tasks with it, whatever they do
 AHEAD = 2  # tasks per CPU: one that runs and one that waits
+MOST = 2**30  # bytes that the items of all of these may carry, but for one task with more
 
 
 def in_ray(job: UnitJob, parts: Iterator[tuple[int, Part]], num_workers: int | None) -> Iterator[Record]:
@@ -29,23 +31,26 @@ def in_ray(job: UnitJob, parts: Iterator[tuple[int, Part]], num_workers: int | N
         from ray.exceptions import RayTaskError
     except ImportError:
         raise missing("ray", "ray", "engine='ray'") from None
-    if not ray.is_initialized():
+    begun = not ray.is_initialized()
+    if begun:
         ray.init(log_to_driver=False)
     shared = ray.put(job)
     task = ray.remote(num_cpus=1, max_retries=0)(_do)
     pending: dict[Any, tuple[int, Part, int]] = {}  # by reference: unit, its part of the source, how often it was tried
+    carried = 0  # bytes
     try:
         while True:
             cpus: float = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
             limit = num_workers or AHEAD * max(1, int(cpus))
-            while len(pending) < limit and (one := next(parts, None)) is not None:
+            while len(pending) < limit and carried < MOST and (one := next(parts, None)) is not None:
                 pending[task.remote(shared, *one)] = (*one, 1)
+                carried += _nbytes(one[1])
             if not pending:
                 return
             (done,), _ = ray.wait(list(pending), num_returns=1)
             unit, part, tries = pending.pop(done)
             try:
-                yield ray.get(done)
+                record: Record = ray.get(done)
             except RayTaskError as error:
                 raise _own(error) from None
             except ray.exceptions.RayError as error:  # its worker or its node has died
@@ -56,9 +61,14 @@ def in_ray(job: UnitJob, parts: Iterator[tuple[int, Part]], num_workers: int | N
                         "engine='local', which names it"
                     ) from error
                 pending[task.remote(shared, unit, part)] = unit, part, tries + 1
+                continue
+            carried -= _nbytes(part)
+            yield record
     finally:
         for reference in pending:
             ray.cancel(reference, force=True)
+        if begun:
+            ray.shutdown()
 
 
 def _do(job: UnitJob, unit: int, part: Part) -> Record:
@@ -69,6 +79,10 @@ def _own(error: Any) -> BaseException:
     """Return the exception that a task has raised."""
     cause: BaseException = error.cause
     return cause if isinstance(cause, Exception) else error
+
+
+def _nbytes(part: Part) -> int:
+    return 0 if isinstance(part, range) else sum(map(nbytes, part))
 
 
 def _span(part: Part) -> str:

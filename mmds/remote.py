@@ -38,6 +38,7 @@ READS_AT_ONCE = 8  # one connection carries some 50 MB/s from S3, whatever the n
 GAP = 2**16  # bytes between ranges that are read as one: a connection carries more of them than a request takes time
 
 _url = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL).fullmatch
+_userinfo = re.compile(r"://[^/\s]*@")
 
 
 def is_url(path: object) -> bool:
@@ -72,9 +73,10 @@ class Remote:
             raise StorageError(
                 f"{printable(self.scheme)}://…: a URL with credentials; give them by environment variables instead"
             )
-        if "?" in path or "?" in self.host or (self.scheme in ENCODED and "#" in path):
+        if "?" in path or "?" in self.host or "#" in self.host or (self.scheme in ENCODED and "#" in path):
+            host = re.split("[?#]", self.host)[0]
             raise StorageError(
-                f"{printable(self.scheme)}://{printable(self.host.partition('?')[0])}/…: a URL with a query or fragment, "
+                f"{printable(self.scheme)}://{printable(host)}/…: a URL with a query or fragment, "
                 "which may hold credentials; give those by environment variables instead"
             )
         self.key = (unquote(path) if self.scheme in ENCODED else path).rstrip("/")
@@ -169,15 +171,20 @@ class Remote:
             size = int(result.meta["size"])
             if size > limit:
                 raise FormatError(f"{self._shown}: {size} bytes; at most {limit} are allowed")
-            return bytes(result.bytes())
+            return self._body(result, size)
 
-    def download(self, path: Path, progress: Callable[[int], None] | None = None) -> None:
+    def download(
+        self, path: Path, progress: Callable[[int], None] | None = None, *, expected: int | None = None
+    ) -> None:
         """Fetch it into a file that exists already, from its beginning on: several ranges at once, in constant memory.
 
         `progress` is called with the number of bytes that have arrived since. What there is after an error is not whole.
+        Where it has not the `expected` length, nothing is fetched: `FormatError`.
         """
         version = self.version()
         size = version.size
+        if expected not in (None, size):
+            raise FormatError(f"{self._shown}: {size} bytes, expected {expected}: replaced, or cut short")
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
         def fetch(offset: int) -> int:
@@ -204,8 +211,8 @@ class Remote:
         """Put an object, whether one is there or not."""
         self._put(data, mode="overwrite", use_multipart=False)
 
-    def upload(self, path: Path) -> None:
-        """Put a file where no object is yet; `ExistsError` if one is. Takes constant memory.
+    def upload(self, path: Path, *, replace: bool = False) -> None:
+        """Put a file where no object is yet; `ExistsError` if one is, unless it is to be replaced. Takes constant memory.
 
         Up to 64 MiB, that is one request, of which the store lets one succeed. A larger file goes in parts, which no store
         can be told (by obstore) to complete only where nothing is: it is looked whether something is there, and of two
@@ -214,15 +221,20 @@ class Remote:
         """
         size = path.stat().st_size
         if size <= SMALL_UPLOAD:
-            self._put(path, mode="create", use_multipart=False)
+            self._put(path, mode="overwrite" if replace else "create", use_multipart=False)
             return
-        try:
-            self.size()
-        except FileNotFoundError:
-            part = max(PART, -(-size // MOST_PARTS))
-            self._put(path, mode="overwrite", use_multipart=True, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
-        else:
+        if not replace and self.exists():
             raise ExistsError(f"{self._shown}: exists already")
+        part = max(PART, -(-size // MOST_PARTS))
+        self._put(path, mode="overwrite", use_multipart=True, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
+
+    def exists(self) -> bool:
+        """Return whether there is such an object."""
+        try:
+            self.version()
+        except FileNotFoundError:
+            return False
+        return True
 
     def delete(self) -> None:
         """Remove the object."""
@@ -250,7 +262,17 @@ class Remote:
             now = _version(result.meta)
             if version is not None and now.size != version.size:
                 raise ChangedError(f"{self._shown}: had {version.size} bytes, and now {now.size}; open it again")
-            return bytes(result.bytes()), now
+            return self._body(result, part["suffix"] if isinstance(part, dict) else part[1] - part[0]), now
+
+    def _body(self, result: Any, most: int) -> bytes:
+        """Return the body of an answer; `StorageError` as soon as it has more bytes than were asked for."""
+        chunks, arrived = [], 0
+        for chunk in result.stream():  # of 10 MiB; `bytes` would take a body of any length
+            arrived += len(chunk)
+            if arrived > most:
+                raise StorageError(f"{self._shown}: the server sends more than the {most} bytes that were asked for")
+            chunks.append(chunk)
+        return b"".join(chunks)
 
     def _put(self, data: bytes | Path, **options: Any) -> None:
         self.check_writable()
@@ -292,7 +314,8 @@ class Remote:
         except (kinds.BaseError, OSError, ValueError) as error:
             if isinstance(error, (StorageError, FormatError)):
                 raise
-            raise StorageError(f"{self._shown}: {printable(str(error).partition(chr(10))[0], 300)}") from None
+            reason = _userinfo.sub("://…@", str(error).partition("\n")[0])  # of an endpoint
+            raise StorageError(f"{self._shown}: {printable(reason, 300)}") from None
 
 
 def _version(meta: Any) -> Version:

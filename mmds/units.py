@@ -21,7 +21,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,16 +32,19 @@ from mmds.errors import ExistsError, FormatError, OptionError, SourceError, Stor
 from mmds.format import schema_id
 from mmds.journal import difference
 from mmds.manifest import NAME, Manifest, Shard, open_listed, parse_entry
-from mmds.place import Folder, Place, place
+from mmds.place import AT_ONCE, Folder, Place, place
 from mmds.remote import at_once, is_url
 from mmds.schema import Schema
 
 FOLDER = "unfinished"
 DEFAULT_ITEMS = 8192  # per unit: of 100 KB pictures a shard of 0.8 GB
-LIMIT = 16 * 2**20  # bytes of a small object
-LOADS = 16  # objects that are read from object storage at the same time: each takes tens of milliseconds
+LIMIT = 2**30  # bytes of an object in the folder: a unit may have many bad samples
+REASON = 1000  # characters that are kept of why a sample is bad
 
 _is_unit = re.compile(r"([0-9]{5,})\.json").fullmatch
+
+
+Errors = tuple[tuple[str, str], ...]  # (name, reason)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Record:
     unit: int
     shard: Shard
     items: int
-    errors: tuple[tuple[str, str], ...]  # (name, reason)
+    errors: Errors
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Committed:
     samples: int
     shards: int
     content_id: str
-    errors: tuple[tuple[str, str], ...]  # of all units: (name, reason), as they are
+    errors: Errors  # of all units: bad samples, by names as they are
 
 
 class Units:
@@ -78,7 +81,7 @@ class Units:
         world_size: int = 1,
         resume: bool = False,
     ) -> None:
-        """Look at what is there, and change nothing.
+        """Look at what is there. Of a dataset that is complete, what commit has left is removed; nothing else changes.
 
         Raises `ExistsError` if that is a dataset, or if this rank has begun and `resume` is false, and `OptionError` if it was
         begun differently.
@@ -159,7 +162,7 @@ class Units:
         data = {
             "shard": asdict(record.shard),
             "items": record.items,
-            "errors": [list(error) for error in record.errors],
+            "errors": [[name, reason[:REASON]] for name, reason in record.errors],
             "run": self._run,
         }
         if record.unit in self._damaged:
@@ -168,16 +171,19 @@ class Units:
             try:
                 self._create(name, data)
             except ExistsError:
-                raise self._exists(
-                    f"unit {record.unit} was written by another process while this one did; rank {self.rank} of "
-                    f"{self.world_size} is now with {_who(self._load(_rank(self.rank)))}",
-                    "a rank of its own to each process",
-                ) from None
+                claim = self._load(_rank(self.rank))
+                if not isinstance(claim, dict) or claim.get("run") != self._run:
+                    raise self._exists(
+                        f"unit {record.unit} was written by another process while this one did; rank {self.rank} of "
+                        f"{self.world_size} is now with {_who(claim)}",
+                        "a rank of its own to each process",
+                    ) from None
+                record = _record(self.place, record.unit)  # of the one that had this rank before, and will end now
         self.done[record.unit] = record
 
-    def end(self, items: int, on_error: str) -> None:
-        """Say that this rank is done, of a source with so many items, and what was to happen to bad ones."""
-        done = {"items": items, "on_error": on_error, "run": self._run}
+    def end(self, items: int, on_error: str, problems: Sequence[tuple[str, str]]) -> None:
+        """Say that this rank is done: how many items the source has, what is wrong with it, what was to happen to bad ones."""
+        done = {"items": items, "on_error": on_error, "problems": [list(each) for each in problems], "run": self._run}
         self.place.replace(f"{FOLDER}/{_done(self.rank)}", _dump(done))
 
     def _take(self, plan: Any) -> None:
@@ -210,50 +216,65 @@ def commit(path: str | os.PathLike[str]) -> Committed:
     Raises `ExistsError` if that has been done already, `SourceError` if a rank or a unit is missing (the message names them),
     `FormatError` if there is nothing to commit or a shard is not the one that was written.
     """
-    done, wanted = complete(path)
-    if wanted:
-        quarantine(str(path) if is_url(path) else Path(path).absolute(), done.errors)
-    return done
+    destination = str(path) if is_url(path) else Path(path).absolute()
+    return complete(path, lambda errors: quarantine(destination, errors))
 
 
-def complete(where: str | os.PathLike[str]) -> tuple[Committed, bool]:
-    """Do what `commit` does, but for the list of bad samples; return also whether that is wanted."""
+def complete(where: str | os.PathLike[str], report: Callable[[Errors], object] | None = None) -> Committed:
+    """Do what `commit` does; `report` gets all bad samples, if they were to be listed, before there is a dataset."""
     at = place(where)
     shown = printable(at.where, 4096)
-    sizes = at.sizes()
-    if NAME in sizes:
-        _clear(at)
-        raise ExistsError(errno.EEXIST, f"{shown} was committed already; there is nothing left to do")
+    try:
+        if NAME not in at.sizes():
+            return _complete(at, shown, report)
+    except (ExistsError, FormatError, SourceError):
+        if NAME not in at.sizes():
+            raise  # and if it is: somebody else was faster, and has removed what this one was reading
+    _clear(at)
+    raise ExistsError(errno.EEXIST, f"{shown} was committed already; there is nothing left to do")
+
+
+def _complete(at: Place, shown: str, report: Callable[[Errors], object] | None) -> Committed:
     plan = _load(at, "plan.json")
     if plan is None:
         raise FormatError(f"{shown}: no unfinished conversion, so nothing to commit")
     try:
-        fields, world_size = Schema.from_json(plan["fields"]), int(plan["world_size"])
-        step = int(plan["shard_items"])
+        fields, world_size, step = Schema.from_json(plan["fields"]), plan["world_size"], plan["shard_items"]
+        if type(world_size) is not int or type(step) is not int or world_size < 1 or step < 1:
+            raise ValueError(f"world_size {world_size!r}, shard_items {step!r}")
     except (LookupError, TypeError, ValueError) as error:
         raise _damaged(at, "plan.json", error) from None
-    units = _units(at)
-    items, wanted = _check_ranks(at, shown, world_size, units)
-    missing = [unit for unit in range(max(1, -(-items // step))) if unit not in set(units)]
+    units = set(_units(at))
+    items, wanted, problems = _check_ranks(at, shown, world_size, units)
+    number = max(1, -(-items // step))
+    missing = [unit for unit in range(number) if unit not in units]
     if missing:
         raise SourceError(
             f"{shown}: {len(missing)} units are missing, though their ranks are done: "
             + ", ".join(f"{unit} (rank {unit % world_size})" for unit in missing[:8])
             + "; run these ranks again with resume"
         )
-    records = sorted(_records(at, units), key=lambda record: record.unit)
+    records = _records(at, sorted(units))
+    found = sum(record.items for record in records)
+    if found != items or len(units) > number:
+        raise SourceError(
+            f"{shown}: the source has {items} items, and had {found} when its units were done; start anew, with another name"
+        )
+    sizes = at.sizes()
     for record in records:
         problem = _problem(at, record.shard, sizes)
         if problem:
             rank = record.unit % world_size
             raise FormatError(f"{shown}: {problem}; run rank {rank} of {world_size} again with resume")
-    errors = tuple(error for record in records for error in record.errors)
+    errors = (*problems, *(error for record in records for error in record.errors))
     manifest = Manifest(schema_id(fields).hex(), tuple(record.shard for record in records))
     if errors and not manifest.n:
         raise SourceError(f"{shown}: none of the {items} samples can be used; {printable(': '.join(errors[0]), 1000)}")
+    if wanted and report is not None:
+        report(errors)
     at.create(NAME, manifest.text)
     _clear(at)
-    return Committed(at.where, manifest.n, len(records), manifest.content_id, errors), wanted
+    return Committed(at.where, manifest.n, len(records), manifest.content_id, errors)
 
 
 def _clear(at: Place) -> None:
@@ -262,10 +283,13 @@ def _clear(at: Place) -> None:
     at.reclaim(NAME)
 
 
-def _check_ranks(at: Place, shown: str, world_size: int, units: Sequence[int]) -> tuple[int, bool]:
-    """Return how many items the source has, as all ranks say, and whether bad ones are to be listed; or `SourceError`."""
+def _check_ranks(at: Place, shown: str, world_size: int, units: Collection[int]) -> tuple[int, bool, Errors]:
+    """Return how many items the source has, as all ranks say; whether bad ones are to be listed; what else is wrong with it.
+
+    Raises `SourceError` if ranks are not done, or do not say the same.
+    """
     items: dict[int, list[int]] = {}
-    wanted = False
+    wanted, problems = False, list[tuple[str, str]]()
     for rank in range(world_size):
         done = _load(at, _done(rank))
         if done is None:
@@ -277,12 +301,13 @@ def _check_ranks(at: Place, shown: str, world_size: int, units: Sequence[int]) -
         try:
             items.setdefault(int(done["items"]), []).append(rank)
             wanted |= done["on_error"] == "quarantine"
+            problems += [(str(name), str(reason)) for name, reason in done["problems"]]
         except (LookupError, TypeError, ValueError) as error:
             raise _damaged(at, _done(rank), error) from None
     if len(items) > 1:
         found = "; ".join(f"{number} for ranks {ranks[:8]}" for number, ranks in items.items())
         raise SourceError(f"{shown}: the source had not the same number of items for all ranks: {found}")
-    return next(iter(items)), wanted
+    return next(iter(items)), wanted, tuple(problems)
 
 
 def _units(at: Place) -> list[int]:
@@ -293,7 +318,7 @@ def _records(at: Place, units: Iterable[int]) -> list[Record]:
     """Return what is known of units that are done."""
     if isinstance(at, Folder):
         return [_record(at, unit) for unit in units]
-    return list(at_once(lambda unit: _record(at, unit), units, LOADS))
+    return list(at_once(lambda unit: _record(at, unit), units, AT_ONCE))
 
 
 def _record(at: Place, unit: int) -> Record:

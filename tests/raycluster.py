@@ -122,8 +122,8 @@ def ray_cluster(cpus: int = 1) -> Iterator[RayCluster]:
 
 
 @contextlib.contextmanager
-def killing(cluster: RayCluster, kills: int, seconds: float, seed: int) -> Iterator[list[str]]:
-    """Kill so many workers, and the second node every fifth time, at random moments about `seconds` apart.
+def killing(cluster: RayCluster, kills: int, seconds: float, seed: int, node_every: int = 5) -> Iterator[list[str]]:
+    """Kill so many workers, and every `node_every`-th time the second node, at random moments about `seconds` apart.
 
     The list that this returns grows with each. At the end it goes on to kill no more.
     """
@@ -131,7 +131,7 @@ def killing(cluster: RayCluster, kills: int, seconds: float, seed: int) -> Itera
 
     def run() -> None:
         while len(killed) < kills and not done.wait(pick.uniform(0, 2 * seconds)):
-            if len(killed) % 5 == 4:
+            if len(killed) % node_every == node_every - 1:
                 cluster.replace_node()
                 killed.append("node")
             elif cluster.kill_worker(pick):

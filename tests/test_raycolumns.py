@@ -14,7 +14,7 @@ from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray
 
 import mmds
 from mmds import Array, Bytes, Json, Label, Scalar, Schema, Text
-from mmds.errors import SchemaError
+from mmds.errors import SampleError, SchemaError
 from mmds.fields import Fixed
 from mmds.raycolumns import check_columns, infer, ray_schema, to_block, to_leaf
 from tests.likeness import assert_alike
@@ -125,3 +125,20 @@ def test_values_that_arrow_has_in_other_ways() -> None:
     matrix = to_leaf(batch, field[1])[1]
     assert matrix.dtype == np.int64 and matrix.tolist() == [[1, 2], [3, 4]]
     assert to_leaf(batch, field[2]) == [["x"], None]
+
+
+@pytest.mark.parametrize(
+    ("values", "type", "shape"),
+    [
+        ([[1.0, None]], pa.list_(pa.float32()), (None,)),
+        ([[1.0, None]], pa.list_(pa.float32(), 2), (2,)),
+        ([[[1.0], [None]]], pa.list_(pa.list_(pa.float32())), (None, None)),
+        ([[[1.0], None]], pa.list_(pa.list_(pa.float32())), (None, None)),
+        ([[[1.0], [1.0, 2.0]]], pa.list_(pa.list_(pa.float32())), (None, None)),
+    ],
+)
+def test_lists_that_are_no_arrays_are_refused(values: Any, type: pa.DataType, shape: Any) -> None:
+    schema = Schema({"it": Array("float32", shape)})
+    batch = pa.table({"it": pa.array(values, type)}).to_batches()[0]
+    with pytest.raises(SampleError, match="field 'it': lists that are no Array"):
+        to_leaf(batch, schema[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mmds
-from mmds.errors import ExistsError, FormatError, OptionError, SourceError
+from mmds.errors import ExistsError, FormatError, OptionError, SourceError, StorageError
+from mmds.place import Folder
 from mmds.remote import Remote
 from tests.conftest import Cases
 from tests.s3 import S3
@@ -27,6 +30,9 @@ SAMPLES = [{"x": np.full(10, k, "int32"), "text": f"text {k}"} for k in range(10
 
 
 def contents(folder: Path) -> dict[str, str]:
+    """Return a digest of each file of a dataset; of one that is complete, after a look at every sample."""
+    if (folder / "dataset.json").exists():
+        assert mmds.verify(folder) and len(list(mmds.open(folder))) == len(mmds.open(folder))
     return {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in folder.iterdir()}
 
 
@@ -37,6 +43,16 @@ def convert_in_ranks(path: Path, world_size: int, order: Any = None, source: Any
 
 def change(sample: Any) -> Any:
     return [{**sample, "copy": number} for number in range(int(sample["x"][0]) % 3)]
+
+
+def odd(sample: Any) -> bool:
+    return bool(sample["x"] % 2)
+
+
+def only_small(sample: Any) -> Any:
+    if Image.open(io.BytesIO(sample["image"])).width > 8:
+        raise ValueError("too large")
+    return sample
 
 
 def pairs_of(samples: list[Any]) -> Iterator[Any]:
@@ -102,6 +118,27 @@ def test_an_array_that_is_filled_again_and_again(whole: Path, tmp_path: Path) ->
 
     mmds.convert(samples(), tmp_path / "a.mmds", shard_items=128)
     assert contents(tmp_path / "a.mmds") == contents(whole)
+
+
+def test_an_array_that_is_filled_again_where_the_first_samples_are_dropped(tmp_path: Path) -> None:
+    def samples() -> Iterator[Any]:
+        x = np.empty(10, "int32")
+        for k in range(10):
+            x[:] = k
+            yield {"x": x, "k": k}
+
+    mmds.convert(samples(), tmp_path / "a.mmds", shard_items=4, filter=lambda sample: sample["x"][0] >= 4)
+    assert [(each["x"][0], each["k"]) for each in mmds.open(tmp_path / "a.mmds")] == [(k, k) for k in range(4, 10)]
+
+
+@pytest.mark.parametrize("compression", ["zstd", "zstd:3:dict"])
+def test_compressed_shards(compression: str, tmp_path: Path) -> None:
+    convert_in_ranks(tmp_path / "a.mmds", 2, compression=compression)
+    mmds.commit(tmp_path / "a.mmds")
+    mmds.convert(SAMPLES, tmp_path / "b.mmds", shard_items=128, compression=compression)
+    assert contents(tmp_path / "a.mmds") == contents(tmp_path / "b.mmds")
+    assert [sample["text"] for sample in mmds.open(tmp_path / "a.mmds")] == [f"text {k}" for k in range(1000)]
+    assert mmds.open(tmp_path / "a.mmds").fields.structure["text"].compression == "zstd"
 
 
 def test_units_without_samples_have_empty_shards(tmp_path: Path) -> None:
@@ -241,6 +278,121 @@ def test_a_second_commit(tmp_path: Path) -> None:
     assert contents(tmp_path / "a.mmds") == before
 
 
+@pytest.mark.parametrize("moment", ["plan.json", "done-00001.json", "00007.json", "dataset.json"])
+def test_commits_at_the_same_time(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One succeeds, and the other says so, whatever it was about to do when the first removed it."""
+    path, others = tmp_path / "a.mmds", list[mmds.Committed]()
+    convert_in_ranks(path, 2)
+
+    def after_the_other(method: Any) -> Any:
+        def call(at: Folder, name: str, argument: Any) -> Any:
+            if name.endswith(moment):
+                monkeypatch.undo()
+                others.append(mmds.commit(path))
+            return method(at, name, argument)
+
+        return call
+
+    for method in ("load", "create"):
+        monkeypatch.setattr(Folder, method, after_the_other(getattr(Folder, method)))
+    with pytest.raises(ExistsError, match="was committed already"):
+        mmds.commit(path)
+    assert others[0].samples == len(mmds.open(path)) == 1000
+
+
+def test_a_source_that_became_shorter_or_longer(tmp_path: Path) -> None:
+    def broken() -> Iterator[Any]:
+        yield from SAMPLES[:85]
+        raise OSError("the network")
+
+    for length in (40, 85, 100):
+        path = tmp_path / f"{length}.mmds"
+        with pytest.raises(OSError, match="the network"):
+            mmds.convert(broken(), path, shard_items=20)
+        resume = {"shard_items": 20, "resume": True}
+        if length == 40:
+            with pytest.raises(SourceError, match="the source has 40 items, and had 80 when its units were done"):
+                mmds.convert((SAMPLES[k] for k in range(length)), path, **resume)  # type: ignore[arg-type]
+        else:
+            assert mmds.convert((SAMPLES[k] for k in range(length)), path, **resume).samples == length  # type: ignore[arg-type]
+
+
+def test_a_dataset_that_is_replaced_between_ranks(tmp_path: Path) -> None:
+    source = tmp_path / "source.mmds"
+    for rank in (0, 1):
+        with mmds.Writer(source, overwrite=True) as writer:
+            writer.extend({"x": k + 1000 * rank} for k in range(100))
+        if not rank:
+            mmds.convert(source, tmp_path / "a.mmds", filter=odd, shard_items=10, rank=0, world_size=2, num_workers=1)
+    with pytest.raises(OptionError, match="content was"):
+        mmds.convert(source, tmp_path / "a.mmds", filter=odd, shard_items=10, rank=1, world_size=2, num_workers=1)
+
+
+def test_many_bad_samples_with_long_reasons(tmp_path: Path) -> None:
+    def fail(sample: Any) -> Any:
+        if sample["x"]:
+            raise ValueError("x" * 5000)
+        return sample
+
+    found = mmds.convert(
+        [{"x": k} for k in range(2000)], tmp_path / "a.mmds", map=fail, shard_items=2000, on_error="skip"
+    )
+    assert (found.samples, len(found.errors)) == (1, 1999)
+
+
+def test_the_list_of_bad_samples_is_there_before_the_dataset_is(tmp_path: Path) -> None:
+    bad: list[Any] = [{"x": 1}, {"y": 2}, {"x": 3}]
+    path, report = tmp_path / "a.mmds", tmp_path / "a.mmds.quarantine.jsonl"
+    report.mkdir()  # so that it cannot be written
+    mmds.convert(bad, path, shard_items=2, rank=0, world_size=1, on_error="quarantine")
+    with pytest.raises(StorageError):
+        mmds.commit(path)
+    report.rmdir()
+    assert mmds.commit(path).errors and len(report.read_text().splitlines()) == 1
+    done = mmds.convert(bad, path, shard_items=2, on_error="quarantine", resume=True)
+    assert done.samples == 2 and report.exists(), "what an earlier run has listed stays"
+
+
+def test_what_is_wrong_with_a_source_as_a_whole_is_listed_once(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for k in range(6):
+        (texts / f"{k}.txt").write_text(f"text {k}")
+    (tmp_path / "elsewhere").mkdir()
+    (texts / "link").symlink_to(tmp_path / "elsewhere")
+    here = mmds.convert(texts, tmp_path / "here.mmds", shard_items=2, on_error="quarantine")
+    convert_in_ranks(tmp_path / "ranks.mmds", 2, source=texts, on_error="quarantine")
+    assert mmds.commit(tmp_path / "ranks.mmds").errors == here.errors and here.errors
+    lists = [(tmp_path / f"{name}.mmds.quarantine.jsonl").read_text() for name in ("here", "ranks")]
+    assert lists[0] == lists[1]
+
+
+@pytest.mark.parametrize("ranks", [None, (0, 2)])
+def test_a_split_of_which_no_sample_is_left(ranks: tuple[int, int] | None, tmp_path: Path) -> None:
+    """Nothing is published, not even the other one."""
+    for split, label, size in (("train", "a", 8), ("val", "b", 9)):
+        folder = tmp_path / "set" / split / label
+        folder.mkdir(parents=True)
+        for k in range(4):
+            Image.fromarray(np.full((size, size, 3), k, np.uint8)).save(folder / f"{k}.png")
+    options: dict[str, Any] = {"map": only_small, "on_error": "skip", "shard_items": 2, "num_workers": 1}
+    if ranks is not None:
+        options |= {"rank": ranks[0], "world_size": ranks[1]}
+    with pytest.raises(SourceError, match=r"no sample is left in val; val/b/0.png: map failed: ValueError: too large"):
+        mmds.convert(tmp_path / "set", tmp_path / "out.mmds", **options)
+    assert not list(tmp_path.glob("out*/dataset.json"))
+
+
+@pytest.mark.parametrize("number", [0, -1, "2", 1.0])
+@pytest.mark.parametrize("name", ["world_size", "shard_items"])
+def test_numbers_of_a_plan_that_make_no_sense(name: str, number: Any, tmp_path: Path) -> None:
+    convert_in_ranks(tmp_path / "a.mmds", 2)
+    plan = tmp_path / "a.mmds" / "unfinished" / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), name: number}))
+    with pytest.raises(FormatError, match=r"plan\.json: damaged \("):
+        mmds.commit(tmp_path / "a.mmds")
+
+
 def test_a_shard_that_changed_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.mmds"
     convert_in_ranks(path, 2)
@@ -372,12 +524,11 @@ def kill_and_resume(tmp_path: Path, cases: Cases, kills: int) -> None:
                 time.sleep(float(pick.uniform(0, 0.01)))
                 break
         process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:  # it was faster: all of this rank is done
-            for each in path.glob(f"unfinished/done-0000{rank}.json"):
+        if process.wait() == -signal.SIGKILL:
+            killed += 1
+        else:  # it was faster: all of this rank is done
+            for each in [*path.glob(f"unfinished/done-0000{rank}.json"), *[*path.glob("unfinished/0*.json")][::3]]:
                 each.unlink()
-            for each in [*path.glob("unfinished/0*.json")][::3]:
-                each.unlink()
-        killed += 1
     for rank in range(2):
         assert start_rank(path, rank, 2).wait() == 0
     assert mmds.commit(path).samples == 1000
@@ -426,14 +577,14 @@ def test_shards_are_uploaded_one_by_one(whole: Path, tmp_path: Path, monkeypatch
     most: list[int] = []
 
     def look(sample: Any) -> Any:
-        most.append(len(list(tmp_path.glob("mmds-*/*"))))
+        most.append(len(list(tmp_path.glob(".mmds-*"))))
         return sample
 
     done = mmds.convert(SAMPLES, url, shard_items=128, map=look)
     assert (done.outputs[0].path, done.samples) == (url, 1000)
     uploaded = {name: Remote(url).child(name).load(2**20) for name, _ in Remote(url).list()}
     assert uploaded == {each.name: each.read_bytes() for each in whole.iterdir()}
-    assert max(most) == 1 and not list(tmp_path.glob("mmds-*")), "a shard at a time takes place on this machine"
+    assert max(most) == 1 and not list(tmp_path.glob(".mmds-*")), "a shard at a time takes place on this machine"
 
 
 def test_ranks_and_resuming_at_a_url(whole: Path, tmp_path: Path) -> None:
