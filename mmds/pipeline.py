@@ -364,6 +364,8 @@ def _by_units(
 ) -> Conversion:
     """Write shards that anybody may write; all datasets are published when all shards of all of them are there."""
     with ExitStack() as stack:
+        if manner.engine == "ray":
+            stack.enter_context(importlib.import_module("mmds.rayengine").cluster())
         written: list[tuple[Units, Staging | None, int]] = []
         lacking: list[str] = []  # splits without any sample
         for content in contents:

@@ -8,6 +8,7 @@ comes twice and nothing is lost. At most two tasks per CPU are under way, and fe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmds.errors import SourceError, missing, printable
@@ -20,27 +21,42 @@ AHEAD = 2  # tasks per CPU: one that runs and one that waits
 MOST = 2**30  # bytes that the items of all of these may carry, but for one task with more
 
 
-def in_ray(job: UnitJob, parts: Iterator[tuple[int, Part]], num_workers: int | None) -> Iterator[Record]:
-    """Do units on the Ray cluster that this process belongs to, or else `$RAY_ADDRESS` names, or else on this machine.
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Belong to a Ray cluster: as before, or to the one of `$RAY_ADDRESS`, or of this machine, or to a new one here."""
+    ray = _ray()
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(log_to_driver=False, logging_level="warning")
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
-    Yields what was done, in no order. `num_workers` is how many units are done at the same time; by default, one per CPU.
-    Raises `SourceError` of a task, or if a unit ends `TRIES` workers.
-    """
+
+def _ray() -> Any:
     try:
         import ray
-        from ray.exceptions import RayTaskError
     except ImportError:
-        raise missing("ray", "ray", "engine='ray'") from None
-    begun = not ray.is_initialized()
-    if begun:
-        ray.init(log_to_driver=False)
+        raise missing("ray[data]", "ray", "engine='ray'") from None
+    return ray
+
+
+def in_ray(job: UnitJob, parts: Iterator[tuple[int, Part]], num_workers: int | None) -> Iterator[Record]:
+    """Do units on the `cluster` that this process belongs to. Yields what was done, in no order.
+
+    `num_workers` is how many units are done at the same time; by default, one per CPU.
+    Raises `SourceError` of a task, or if a unit ends `TRIES` workers.
+    """
+    ray = _ray()
     shared = ray.put(job)
     task = ray.remote(num_cpus=1, max_retries=0)(_do)
     pending: dict[Any, tuple[int, Part, int]] = {}  # by reference: unit, its part of the source, how often it was tried
     carried = 0  # bytes
     try:
         while True:
-            cpus: float = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+            cpus: float = ray.cluster_resources().get("CPU", 1)
             limit = num_workers or AHEAD * max(1, int(cpus))
             while len(pending) < limit and carried < MOST and (one := next(parts, None)) is not None:
                 pending[task.remote(shared, *one)] = (*one, 1)
@@ -51,7 +67,7 @@ def in_ray(job: UnitJob, parts: Iterator[tuple[int, Part]], num_workers: int | N
             unit, part, tries = pending.pop(done)
             try:
                 record: Record = ray.get(done)
-            except RayTaskError as error:
+            except ray.exceptions.RayTaskError as error:
                 raise _own(error) from None
             except ray.exceptions.RayError as error:  # its worker or its node has died
                 if tries >= TRIES:
@@ -67,8 +83,6 @@ def in_ray(job: UnitJob, parts: Iterator[tuple[int, Part]], num_workers: int | N
     finally:
         for reference in pending:
             ray.cancel(reference, force=True)
-        if begun:
-            ray.shutdown()
 
 
 def _do(job: UnitJob, unit: int, part: Part) -> Record:
