@@ -18,6 +18,7 @@ from mmds.errors import FormatError, VersionError, printable
 from mmds.format import BLOCK, MAJOR, MIN_FILE, TRAILER, TRAILER_CRC, TRAILER_MAGIC
 from mmds.manifest import NAME, Shard, check_listed
 from mmds.openfile import Reading, open_file
+from mmds.positioned import CheckedBytes
 from mmds.remote import Remote, is_url
 from mmds.shardcache import ShardCache, checked_size, let_go, settled
 from mmds.shards import Shards
@@ -82,20 +83,24 @@ class Downloads:
                 "for the shards that are in use at a time, and for the next ones"
             )
         is_second = False
-        while True:
+        while True:  # until nobody removes it between `hold` and `open_file`
             fd = self._cache.hold(entry.content_id, entry.bytes, partial(download, remote, entry))
             try:
                 file = open_file(self._cache.path(entry.content_id), self._reading)
                 check_listed(file, entry)
+                if isinstance(file.view, CheckedBytes):
+                    file.view.discard = partial(self._cache.remove, entry.content_id, fd)
                 if self._reading != "in memory":
-                    weakref.finalize(getattr(file.view, "obj", file.view), os.close, fd).atexit = False
-                    settled(fd)
-                    fd = -1
+                    kept, fd = fd, -1
+                    settled(kept)  # first: a child that is forked in between must not close it twice
+                    weakref.finalize(getattr(file.view, "obj", file.view), os.close, kept).atexit = False
                 return file
+            except FileNotFoundError:  # another process has found it damaged
+                continue
             except FormatError as error:  # it was whole when it was downloaded: somebody or something has changed it
                 if is_second or isinstance(error, VersionError):
                     raise
-                self._cache.remove(entry.content_id)
+                self._cache.remove(entry.content_id, fd)
                 is_second = True
             finally:
                 let_go(fd)
@@ -116,7 +121,9 @@ class CacheOptions:
             raise ValueError(f"cache_size={self.size!r}: expected a cache_dir, too")
         checked_size(self.size)
         if not is_url(source):
-            raise ValueError(f"cache_dir={printable(self.folder)}: is for URLs, and {printable(source)} is none")
+            shown = printable(source) if isinstance(source, (str, os.PathLike)) else "a list of files"
+            raise ValueError(f"cache_dir={printable(self.folder)}: is for URLs, and {shown} is none")
+        Remote(str(source))  # refuses credentials
 
     def downloads(self, url: str, reading: Reading) -> Downloads | None:
         """Return what downloads what is at a URL; None if it is to be read by ranges."""
@@ -128,18 +135,13 @@ NO_CACHE = CacheOptions(None, None)
 
 def download(remote: Remote, entry: Shard, draft: Path, *, stop: Stop | None = None) -> None:
     """Download a shard into a file that exists, and check every block of it."""
-    arrived = 0
 
-    def count(length: int) -> None:
-        nonlocal arrived
-        arrived += length
-        if arrived > entry.bytes:
-            raise FormatError(f"{printable(remote.url)}: longer than the {entry.bytes} bytes that were expected")
+    def look(_: int) -> None:
         if stop is not None and stop():
             raise Stopped
 
     try:
-        remote.download(draft, count)
+        remote.download(draft, look, expected=entry.bytes)
     except FileNotFoundError:
         raise FormatError(f"{printable(remote.url)}: missing, but {NAME} lists it") from None
     try:

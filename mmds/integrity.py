@@ -25,7 +25,7 @@ from mmds.format import BLOCK, schema_id
 from mmds.manifest import NAME, Manifest, open_listed
 from mmds.openfile import open_file
 from mmds.opening import Source, matches
-from mmds.remote import is_url
+from mmds.remote import Remote, is_url
 from mmds.rules import broken_rules
 from mmds.sidecar import folder_manifest, open_folder
 
@@ -59,7 +59,7 @@ def verify(path: Source, *, num_workers: int | None = None, progress: Progress |
     """
     if is_url(path):
         raise SourceError(
-            f"{printable(path)}: files are verified, and this is a URL; download it first, or read it with "
+            f"{printable(Remote(str(path)).url)}: files are verified, and this is a URL; download it first, or read it with "
             "mmds.open(url, verify='read'), which checks every block that it reads"
         )
     check = _Check(num_workers or len(os.sched_getaffinity(0)), progress)

@@ -11,7 +11,7 @@ from mmds.datafile import DataFile
 from mmds.errors import SourceError, printable
 from mmds.mapped import MappedFile
 from mmds.positioned import PositionedFile
-from mmds.remote import is_url
+from mmds.remote import Remote, is_url
 from mmds.remotefile import RemoteFile
 
 Reading = Literal["mapped", "in memory", "positioned", "checked"]
@@ -37,7 +37,8 @@ def open_file(path: str | os.PathLike[str], reading: Reading = "mapped") -> Data
     """
     if is_url(path):
         if reading == "in memory":
-            raise SourceError(f"{printable(path)}: in_memory=True is for files; read a URL without, or with cache_dir=")
+            url = Remote(os.fspath(path)).url  # which refuses credentials
+            raise SourceError(f"{printable(url)}: in_memory=True is for files; read a URL without, or with cache_dir=")
         return RemoteFile(os.fspath(path), checked=reading == "checked")
     if reading in ("positioned", "checked"):
         return PositionedFile(path, checked=reading == "checked")

@@ -15,7 +15,7 @@ from mmds.errors import FormatError, SourceError, StorageError, printable
 from mmds.manifest import NAME
 from mmds.openfile import Reading, open_file, reading_of
 from mmds.reader import Reader
-from mmds.remote import is_url
+from mmds.remote import Remote, is_url
 from mmds.shards import Shards
 from mmds.sidecar import open_folder
 from mmds.store import Store
@@ -28,6 +28,7 @@ _was_url = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]").match  # before a Path m
 def located(source: Source) -> str | Path | list[Path]:
     """Return `source` with absolute paths; `FileNotFoundError` where there is nothing. A URL is not asked for yet."""
     if isinstance(source, str) and is_url(source):
+        Remote(source)  # refuses credentials, before anything shows it
         return source
     if isinstance(source, (str, os.PathLike)):
         path = Path(source).absolute()
@@ -51,8 +52,8 @@ def refuse_urls(paths: Sequence[object]) -> None:
     for path in paths:
         if is_url(path):
             raise SourceError(
-                f"{printable(path)}: a URL cannot be one of several files; upload them as a folder with {NAME} "
-                "(mmds merge makes one), and give its URL"
+                f"{printable(Remote(str(path)).url)}: a URL cannot be one of several files; upload them as a folder with "
+                f"{NAME} (mmds merge makes one), and give its URL"
             )
 
 
@@ -77,8 +78,9 @@ def open_store(
             raise ValueError("an empty list of files: expected at least one")
         refuse_urls(paths)
     elif is_url(path):
+        url = Remote(os.fspath(path)).url  # which refuses credentials
         if format not in (None, "mmds"):
-            raise SourceError(f"{printable(path)}: format='{printable(format)}': only .mmds files are read from URLs")
+            raise SourceError(f"{printable(url)}: format='{printable(format)}': only .mmds files are read from URLs")
         return open_url(os.fspath(path), reading, cache)
     elif not os.path.lexists(path):
         paths = matches(path)

@@ -43,8 +43,15 @@ def local_path(text: str | Path) -> Path:
     path = path_or_url(text)
     if isinstance(path, Path):
         return path
+    from mmds.errors import StorageError
+    from mmds.remote import Remote
+
+    try:
+        url = Remote(path).url
+    except StorageError as error:  # with credentials, which shall not be repeated
+        raise click.BadParameter(str(error)) from None
     raise click.BadParameter(
-        f"{path!r} is a URL, and this works on files: info, ls, show, export and convert read URLs; upload and convert "
+        f"{url!r} is a URL, and this works on files: info, ls, show, export and convert read URLs; upload and convert "
         "write them"
     )
 

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class CheckedBytes(FileBytes):
     """The bytes of a file whose blocks are compared to their hashes when they are first read."""
 
     _unseen = bytearray()  # a byte for each block: 1 until it has been checked
+    discard: Callable[[], object] | None = None  # of a copy that can be fetched again: removes it
 
     def check_from_now_on(self, footer: Footer) -> None:
         """Read the hashes, 8 bytes for each MiB of the file, and check all that is read from now on."""
@@ -104,9 +105,9 @@ class CheckedBytes(FileBytes):
             if error.errno is None:  # no disk's: a request failed, which says nothing of the block
                 raise
             reason = f"cannot be read ({os.strerror(error.errno or 0)})"
-            raise StorageError(error.errno, self._describe(block, reason)) from None
+            raise StorageError(error.errno, self._describe(block, reason) + self._given_up()) from None
         if self._hash(content) != self._hashes[block]:
-            raise FormatError(self._describe(block, "differs from its hash"))
+            raise FormatError(self._describe(block, "differs from its hash") + self._given_up())
         self._unseen[block] = 0
 
     def _open_again(self) -> DataFile:
@@ -120,7 +121,14 @@ class CheckedBytes(FileBytes):
             file = self._open_again()
             if file.content_id == self._content_id:
                 damages = "; ".join(map(str, affected(file, block, reason, (block,))))
-        return f"{printable(self.path)}: {damages}. mmds verify says what else is damaged, and --repair saves the rest"
+        return f"{printable(self.path)}: {damages}. "
+
+    def _given_up(self) -> str:
+        """Remove a damaged file if it can be fetched again, and return what to do."""
+        if self.discard is None:
+            return "mmds verify says what else is damaged, and --repair saves the rest"
+        self.discard()
+        return "It was removed from the cache: open the dataset again, and it is fetched anew"
 
 
 class _Part:
@@ -213,10 +221,9 @@ class PositionedRows(ArrayItems):
     def __init__(self, array: PositionedArray, kind: Fixed) -> None:
         self._array = array
         self.shape, self.dtype, self.is_array = array.shape[1:], array.dtype, isinstance(kind, Array)
-        self.get = self._get if self.is_array else array.item
-
-    def _get(self, index: int) -> NdArray:
-        return np.asarray(self._array[index])
+        self.get: Callable[[int], Any] = (
+            array.__getitem__ if self.is_array else array.item
+        )  # of `self`, it would be a cycle
 
     def gather(self, indices: NdArray, out: NdArray | None = None) -> NdArray:
         """Return rows `indices`, in `out` if given: one copy from the page cache."""

@@ -33,7 +33,7 @@ from mmds.opening import Source, located
 from mmds.opening import open as open_reader
 from mmds.publish import storage_errors
 from mmds.reader import Reader
-from mmds.remote import is_url
+from mmds.remote import Remote, is_url
 from mmds.schema import Schema
 from mmds.staging import Staging
 from mmds.writer import Writer
@@ -94,7 +94,9 @@ def write_mmds(
     hold, `SampleError`, `StorageError`, and what the steps of the dataset raise, as Ray wraps it.
     """
     if is_url(path):
-        raise StorageError(errno.EINVAL, f"{printable(path)}: write_mmds writes to a file system that all nodes share")
+        raise StorageError(
+            errno.EINVAL, f"{printable(Remote(str(path)).url)}: write_mmds writes to a file system that all nodes share"
+        )
     staging = _stage(Path(path), overwrite)
     try:
         with _in_order(dataset):

@@ -4,7 +4,7 @@
 
     ID.mmds      a shard, whole and checked; ID is its content id, so that datasets, versions and jobs share it
     .ID.tmp      one that is being downloaded, at its full length, so that the room is taken
-    .lock        locked by whoever makes room; its time is when somebody last found none; a byte long: the bound is exceeded
+    .lock        locked by whoever makes room; its time is when somebody last found none; in it, the bound that is exceeded
 
 * Whoever has ``.ID.tmp`` locked (flock) downloads into it; who else wants the shard waits for that lock. The kernel drops
   it with the process, and the next one begins anew in the same file. It is synced before it gets its name, so that what has
@@ -27,7 +27,6 @@ import fcntl
 import os
 import re
 import stat
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
@@ -113,9 +112,12 @@ class ShardCache:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(self.path(content_id), follow_symlinks=False)
 
-    def remove(self, content_id: str) -> None:
-        """Remove a shard that turned out to be damaged. Whoever has it open keeps it."""
-        self.path(content_id).unlink(missing_ok=True)
+    def remove(self, content_id: str, fd: int) -> None:
+        """Remove a shard, open as `fd`, that turned out to be damaged: not one that took its name. Who has it open keeps it."""
+        path = self.path(content_id)
+        with storage_errors(path):
+            if _has_name(fd, path):
+                path.unlink(missing_ok=True)
 
     # One shard
 
@@ -174,14 +176,17 @@ class ShardCache:
     def _reserve(self, fd: int, name: str, size: int, keep: Collection[str] | None) -> bool:
         """Give an open draft its length, others removed for it as far as they may be. False: `keep`, and no room yet."""
         with self._locked() as lock:
-            over = self._used(name) + size - (self.size or sys.maxsize)
-            if over > 0:
+            if self.size is not None and (over := self._used(name) + size - self.size) > 0:
                 _forget()
                 if self._remove_oldest(over, keep or ()) < over:
                     os.utime(lock)
                     if keep is not None:
                         return False
-                    os.ftruncate(lock, 1)
+                    _write_bound(lock, min(self.size, _read_bound(lock) or self.size))
+            disk = os.fstatvfs(fd)
+            free = disk.f_bavail * disk.f_frsize
+            if size > free and size > free + self._used(name):  # to remove them all would not help
+                raise self._no_room(size, errno.ENOSPC)
             while True:
                 try:
                     os.posix_fallocate(fd, 0, size)
@@ -196,11 +201,14 @@ class ShardCache:
                     os.utime(lock)
                     if keep is not None:
                         return False
-                    raise StorageError(
-                        error.errno,
-                        f"{printable(self.folder)}: no room for a shard of {size} bytes, and nothing in this cache that is not "
-                        f"in use: {error.strerror}. Make room, or choose another cache_dir",
-                    ) from None
+                    raise self._no_room(size, error.errno) from None
+
+    def _no_room(self, size: int, code: int) -> StorageError:
+        return StorageError(
+            code,
+            f"{printable(self.folder)}: no room for a shard of {size} bytes, even without what is not in use here: "
+            f"{os.strerror(code)}. Make room, or choose another cache_dir",
+        )
 
     def _used(self, name: str = "") -> int:
         """Return how many bytes the cache has, but for the draft called `name`; drafts of dead processes are removed."""
@@ -208,10 +216,13 @@ class ShardCache:
         return sum(entry.size for entry in others if _is_shard(entry.name) or not self._remove_unused(entry.name))
 
     def _remove_oldest(self, wanted: int, keep: Collection[str]) -> int:
-        """Remove shards of at least `wanted` bytes if possible, opened longest ago first; return how many it were."""
+        """Remove at least `wanted` bytes if possible: drafts of dead processes, then shards, opened longest ago first.
+
+        Returns how many it were.
+        """
         removed = 0
-        shards = [entry for entry in self._entries() if _is_shard(entry.name) and entry.name[:32] not in keep]
-        for entry in sorted(shards, key=lambda entry: entry.opened):
+        found = [entry for entry in self._entries() if _is_draft(entry.name) or entry.name[:32] not in keep]
+        for entry in sorted(found, key=lambda entry: (_is_shard(entry.name) is not None, entry.opened)):
             if removed < wanted and self._remove_unused(entry.name):
                 removed += entry.size
         return removed
@@ -256,7 +267,7 @@ class ShardCache:
             _forget()
         if lock.st_size:
             with self._locked() as fd:
-                over = self._used() - self.size
+                over = self._used() - (_read_bound(fd) or self.size)  # of whoever exceeded it
                 if over <= 0 or self._remove_oldest(over, ()) >= over:
                     os.ftruncate(fd, 0)
 
@@ -308,6 +319,16 @@ def checked_size(size: int | str | None) -> int | None:
 def _forget() -> None:
     for keeper in list(_keepers):
         keeper.forget()
+
+
+def _read_bound(lock: int) -> int | None:
+    text = os.pread(lock, 20, 0)
+    return int(text) if text.isdigit() else None
+
+
+def _write_bound(lock: int, bound: int) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, b"%d" % bound, 0)
 
 
 # Descriptors that a forked child must not keep: it would hold their locks, and map nothing for it.

@@ -67,6 +67,9 @@ def upload(path: str | os.PathLike[str], url: str, *, progress: Callable[[int, i
 def _send(
     target: Remote, files: list[tuple[Path, Remote, Shard]], progress: Callable[[int, int], None] | None
 ) -> Uploaded:
+    for path, remote, _ in files:
+        if "?" in remote.url:
+            raise StorageError(f"{printable(path)}: a name with a '?', which no URL can have; give it another one")
     total, there, sent = sum(entry.bytes for _, _, entry in files), 0, 0
     if progress is not None:
         progress(0, total)

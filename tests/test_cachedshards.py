@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -17,8 +18,11 @@ import pytest
 from torch.utils.data import DataLoader, DistributedSampler
 
 import mmds
+from mmds import cachedshards
 from mmds.errors import ChangedError, FormatError, StorageError
 from mmds.manifest import publish_manifest, read_manifest
+from mmds.openfile import open_file
+from mmds.shardcache import settled
 from tests.rangeserver import RangeServer, serving
 from tests.shard_folders import write_folder, write_shards
 
@@ -166,18 +170,21 @@ def damaged(root: Path, change: str) -> str:
             return r"not kept after its download: block 0 \(bytes 0 to 1048576\) differs from its hash"
         case "shorter":
             path.write_bytes(data[:-100])
-            return "not kept after its download: no trailer at the end: the file is unfinished or was cut short"
+            return f"{len(data) - 100} bytes, expected {len(data)}: replaced, or cut short"
         case "longer":
             path.write_bytes(data + bytes(100))
-            return f"longer than the {len(data)} bytes that were expected"
+            return f"{len(data) + 100} bytes, expected {len(data)}: replaced, or cut short"
+        case "enormous":
+            os.truncate(path, 10**11)  # a hole
+            return f"100000000000 bytes, expected {len(data)}: replaced, or cut short"
         case "another":
-            path.write_bytes((root / "bad" / "00000.mmds").read_bytes())
+            path.write_bytes((root / "bad" / "00000.mmds").read_bytes())  # of the same length
             return "not kept after its download: not the file that dataset.json lists: content id"
     path.unlink()
     return "missing, but dataset.json lists it"
 
 
-@pytest.mark.parametrize("change", ["a bit", "shorter", "longer", "another", "missing"])
+@pytest.mark.parametrize("change", ["a bit", "shorter", "longer", "enormous", "another", "missing"])
 def test_a_damaged_download_is_an_error_and_nothing_is_kept(tmp_path: Path, change: str) -> None:
     message = damaged(tmp_path, change)
     with serving(tmp_path) as server:
@@ -196,6 +203,75 @@ def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(server: RangeServ
             file.write(b"\xff")
     check(mmds.open(f"{server.url}/ds", cache_dir=tmp_path))
     assert set(server.shards().values()) == {2}
+
+
+def test_damage_that_is_found_while_reading_is_fetched_again(server: RangeServer, tmp_path: Path) -> None:
+    url = f"{server.url}/ds/00001.mmds"
+    reader = mmds.open(url, cache_dir=tmp_path)
+    (cached,) = tmp_path.glob("*.mmds")
+    with cached.open("r+b") as file:
+        file.seek(cached.stat().st_size // 2)
+        file.write(bytes(range(1, 200)))
+    advice = r"differs from its hash.*\. It was removed from the cache: open the dataset again"
+    damaged = mmds.open(url, cache_dir=tmp_path, verify="read")
+    for _ in range(2):
+        with pytest.raises(FormatError, match=advice) as caught:
+            list(damaged)
+        assert "--repair" not in str(caught.value)
+    assert files(tmp_path) == [] and len(reader) == EACH
+    again = mmds.open(url, cache_dir=tmp_path, verify="read")
+    assert [each["i"] for each in again] == list(range(EACH, 2 * EACH))
+    with pytest.raises(FormatError, match=advice):
+        list(damaged)
+    assert files(tmp_path) == [cached.name]  # the other one, which is whole
+
+
+def test_a_shard_that_is_removed_before_it_is_open_is_fetched_again(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[Path] = []
+
+    def after_its_removal(path: Path, reading: Any) -> Any:
+        if reading == "mapped" and len(removed) < 3:  # as another process does that has found it damaged
+            removed.append(path)
+            path.unlink()
+        return open_file(path, reading)
+
+    monkeypatch.setattr(cachedshards, "open_file", after_its_removal)
+    reader = mmds.open(f"{server.url}/ds/00001.mmds", cache_dir=tmp_path)
+    assert reader[0]["i"] == EACH and len(removed) == 3
+
+
+def test_a_descriptor_is_settled_before_something_closes_it(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a child that is forked in between closes it twice."""
+    closing: list[object] = []
+
+    def look(fd: int) -> None:
+        closing.extend(each for each in gc.get_objects() if type(each).__name__ == "_Info" and each.args == (fd,))
+        settled(fd)
+
+    monkeypatch.setattr(cachedshards, "settled", look)
+    mmds.open(f"{server.url}/ds/00001.mmds", cache_dir=tmp_path)
+    assert closing == []
+
+
+@pytest.mark.parametrize("verify", ["off", "read"])
+def test_files_are_let_go_of_at_once(server: RangeServer, tmp_path: Path, verify: str) -> None:
+    """Without the garbage collector: until it comes, what is left would keep descriptors and locks."""
+    size, reader = shard_size(server.root), None
+    gc.collect()
+    gc.disable()
+    try:
+        reader = mmds.open(f"{server.url}/ds", cache_dir=tmp_path, cache_size=2 * size, verify=verify)
+        for i in range(SHARDS * EACH):
+            assert reader[i]["i"] == i
+            assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * size
+        opened = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        assert sum(str(tmp_path) in path for path in opened) == 4  # of two files, each with its lock
+    finally:
+        gc.enable()
 
 
 def test_a_connection_that_breaks_is_made_anew_and_then_an_error_that_passes(
@@ -245,10 +321,11 @@ def test_a_dataset_that_was_replaced_is_noticed(tmp_path: Path) -> None:
         ("http://127.0.0.1/ds", {"cache_size": 5}, "cache_size=5: expected a cache_dir, too"),
         ("http://127.0.0.1/ds", {"cache_dir": "c", "cache_size": "x"}, "'x' is no size"),
         ("here", {"cache_dir": "c"}, "cache_dir=c: is for URLs, and here is none"),
+        (["s3://me:hidden@bucket/a"], {"cache_dir": "c"}, "^cache_dir=c: is for URLs, and a list of files is none$"),
     ],
 )
 def test_options_that_do_not_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, options: dict[str, Any], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: Any, options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for open_one in (mmds.open, mmds.MemoryMappedDataset):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,23 @@ def test_arrays_of_every_size(shape: tuple[int, ...], other: bool, write: Write)
         assert_alike(out, mapped[rows]["x"])
     assert_alike(reader[5]["x"], mapped[5]["x"])
     assert not reader[5]["x"].flags.writeable
+
+
+@pytest.mark.parametrize("how", ["mapped", "in memory", "positioned", "checked"])
+def test_a_file_is_closed_as_soon_as_it_is_dropped(how: Any, tmp_path: Path) -> None:
+    """Without the garbage collector: a cycle would keep the descriptor until it comes."""
+    path = write_every_kind(tmp_path / "a.mmds")
+    gc.collect()
+    gc.disable()
+    try:
+        store = open_file(path, how)
+        reader = Reader(store, range(store.n))
+        list(reader), reader[[0, 1]]
+        left = [weakref.ref(each) for each in (store, *store.items, *([] if "m" in how else [store.view]))]
+        del store, reader
+        assert [each() for each in left] == [None] * len(left)
+    finally:
+        gc.enable()
 
 
 def test_keys_are_found(write: Write) -> None:

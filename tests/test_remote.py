@@ -1,19 +1,29 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click import BadParameter
+from click.testing import CliRunner
 
+import mmds
 from mmds import obstores
 from mmds import remote as module
+from mmds.cli import main
 from mmds.errors import ChangedError, ExistsError, FormatError, StorageError
+from mmds.openfile import open_file
+from mmds.options import local_path
 from mmds.remote import GAP, PART, SMALL_UPLOAD, Remote, is_url
 from tests.s3 import S3, WebServer
 
@@ -107,7 +117,10 @@ def test_download(folder: Remote, tmp_path: Path, size: int) -> None:
     with pytest.raises(FileNotFoundError):
         remote.download(path)
     path.write_bytes(b"what was there" * 20)
-    remote.download(path, done.append)
+    with pytest.raises(FormatError, match=f"^{re.escape(remote.url)}: {size} bytes, expected {size + 1}"):
+        remote.download(path, expected=size + 1)
+    assert path.stat().st_size == 280  # nothing was done to it
+    remote.download(path, done.append, expected=size)
     assert path.read_bytes() == data
     assert sum(done) == size
 
@@ -241,6 +254,86 @@ def test_web_server_without_ranges(tmp_path: Path) -> None:
         Remote(server.url).child("a").read(3, 4)
 
 
+def test_an_answer_that_is_longer_than_what_was_asked_for_is_not_read_to_its_end() -> None:
+    sent: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(206)
+            for name, value in {
+                "Content-Range": "bytes 0-49/100",
+                "Content-Length": str(2**34),
+                "ETag": '"a"',
+                "Last-Modified": "Mon, 02 Nov 2026 00:00:00 GMT",
+            }.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                while len(sent) < 2**10:
+                    self.wfile.write(bytes(2**20))
+                    sent.append(2**20)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        with pytest.raises(StorageError, match="sends more than the 50 bytes that were asked for"):
+            Remote(f"http://127.0.0.1:{server.server_port}/a").read(0, 50)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()  # waits for the answer
+    assert sum(sent) < 2**27
+
+
+def test_credentials_of_an_endpoint_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obstores, "MAX_RETRIES", 0)
+    for name, value in {"ENDPOINT_URL": "http://me:hidden@127.0.0.1:1", "ALLOW_HTTP": "true", "REGION": "a"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", "someone")
+    with pytest.raises(StorageError, match=r"http://…@127\.0\.0\.1:1/") as caught:
+        Remote("s3://of-a-server-with-a-password/a").size()
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://me:hidden@bucket/x",
+        "https://h/x?X-Amz-Signature=hidden",
+        "https://h#hidden/x",
+        "s3://b#hidden",
+        "s3://b/x?hidden",
+    ],
+)
+def test_what_refuses_a_url_does_not_repeat_its_credentials(url: str, tmp_path: Path) -> None:
+    refusals: list[Callable[[], object]] = [
+        lambda: mmds.open(url),
+        lambda: mmds.open(url, in_memory=True),
+        lambda: mmds.open(url, format="lmdb"),
+        lambda: mmds.open(url, cache_dir=tmp_path / "cache"),
+        lambda: mmds.open([url]),
+        lambda: mmds.MemoryMappedDataset(url),
+        lambda: mmds.MemoryMappedDataset([url]),
+        lambda: open_file(url, "in memory"),
+        lambda: local_path(url),
+    ]
+    for refused in refusals:
+        with pytest.raises((StorageError, BadParameter)) as caught:
+            refused()
+        assert "hidden" not in str(caught.value)
+    for command in ("info", "verify", "ls"):
+        result = CliRunner().invoke(main, [command, url])
+        assert result.exit_code and "hidden" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
@@ -249,6 +342,8 @@ def test_web_server_without_ranges(tmp_path: Path) -> None:
         ("s3://bucket/a?X-Amz-Signature=hidden", "query"),
         ("https://host?sig=hidden", "query"),
         ("https://host/a#hidden", "fragment"),
+        ("https://host#hidden/a", "fragment"),
+        ("s3://bucket#hidden", "fragment"),
         ("s3://bucket/a/../b", "names between single slashes"),
         ("s3://bucket//a", "names between single slashes"),
         ("s3://bucket/a\nb", "names between single slashes"),

@@ -80,6 +80,16 @@ def test_a_folder(base: str, tmp_path: Path) -> None:
     assert len(mmds.open(url)) == 5
 
 
+def test_a_name_that_no_url_can_have(write: Write, tmp_path: Path) -> None:
+    path = write({"x": mmds.Scalar("int64")}, [{"x": 1}]).rename(tmp_path / "a?b.mmds")
+    url = f"memory://{next(_memory)}/into/"
+    with pytest.raises(StorageError, match=r"a\?b\.mmds: a name with a '\?', which no URL can have"):
+        mmds.upload(path, url)
+    assert names(url) == set()
+    mmds.upload(path, (tmp_path / "store").as_uri() + "/")
+    assert list(mmds.open((tmp_path / "store").as_uri() + "/a%3Fb.mmds")) == [{"x": 1}]
+
+
 def test_the_manifest_comes_last(server: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "out.mmds", [1] * 9)
     mmds.upload(folder, server.bucket(monkeypatch) + "/out")
@@ -164,9 +174,9 @@ def test_a_killed_upload_is_continued(server: S3, monkeypatch: pytest.MonkeyPatc
     finally:
         server.fault = None
     there = names(url)
-    assert len(there) == 5
+    assert 5 <= len(there) < 12  # what was under way when it was killed may arrive
     assert "dataset.json" not in there
-    assert mmds.upload(folder, url).sent == 7
+    assert mmds.upload(folder, url).sent == 12 - len(there)
     assert len(mmds.open(url)) == 12
 
 
