@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
+
 from mmds.errors import missing
 
 try:
@@ -16,7 +18,7 @@ except ImportError:
 from mmds.dataset import MemoryMappedDataset
 from mmds.lookahead import SAMPLES
 
-CHUNK = 256  # indices that are looked at together
+CHUNK = 32  # indices that are looked at together: few, since a shard of large samples has few
 
 
 class Ahead(Sampler[Any]):
@@ -34,7 +36,10 @@ class Ahead(Sampler[Any]):
         return self._draw(iter(self.sampler))
 
     def _draw(self, indices: Iterator[Any]) -> Iterator[Any]:
-        chunks = iter(lambda: list(islice(indices, CHUNK)), [])
+        first = list(islice(indices, 1))
+        length = 1 if first and np.ndim(first[0]) else CHUNK  # a batch, or indices
+        indices = chain(first, indices)
+        chunks = iter(lambda: list(islice(indices, length)), [])
         for chunk in self.dataset.looking_ahead(chunks, _rows, self.samples):
             for index in chunk:
                 self._yielded += 1
@@ -73,5 +78,5 @@ def ahead(dataset: MemoryMappedDataset, sampler: Any, *, samples: int = SAMPLES)
 
 
 def _rows(chunk: list[Any]) -> list[Any]:
-    """Return the indices of a chunk, which of a sampler of batches are in lists."""
-    return chunk if isinstance(chunk[0], int) else list(chain.from_iterable(chunk))
+    """Return the indices of a chunk, which of a sampler of batches is one batch."""
+    return list(chunk[0]) if np.ndim(chunk[0]) else chunk

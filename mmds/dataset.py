@@ -204,15 +204,18 @@ class MemoryMappedDataset(Dataset[Any]):
         handle.reader.release(handle.reader.resolve(indices, handle.rows))
 
     def looking_ahead(
-        self, batches: Iterable[T], indices_of: Callable[[T], Any], samples: int = SAMPLES
+        self, batches: Iterable[T], indices_of: Callable[[T], Any], samples: int = SAMPLES, in_flight: int | None = None
     ) -> Iterator[T]:
-        """Yield `batches`; if there is a cache, the shards that the next `samples` samples need are downloaded meanwhile."""
+        """Yield `batches`; if there is a cache, the shards that the next `samples` samples need are downloaded meanwhile.
+
+        The last `in_flight` batches that were yielded are taken for being read. None: it is not known how many.
+        """
         handle = self._open()
 
         def rows_of(batch: T) -> NdArray:
             return handle.reader.resolve(indices_of(batch), handle.rows)
 
-        return looking_ahead(batches, rows_of, handle.reader.store, samples)
+        return looking_ahead(batches, rows_of, handle.reader.store, samples, in_flight)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))

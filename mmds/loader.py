@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -218,7 +219,8 @@ class Loader:
         """Yield what is to be read from `start` on, and have its shards downloaded ahead, if they are in object storage."""
         planned = self._schedule().batches(start)
         if isinstance(self.dataset, MemoryMappedDataset):
-            planned = self.dataset.looking_ahead(planned, attrgetter("indices"))
+            in_flight = self.num_threads * self.prefetch_factor + 1
+            planned = self.dataset.looking_ahead(planned, attrgetter("indices"), in_flight=in_flight)
         yield from planned
 
     def _schedule(self) -> Schedule:
@@ -247,6 +249,7 @@ class Loader:
             return
         pool = ThreadPoolExecutor(self.num_threads, "mmds-loader")
         pending: deque[tuple[int, Future[Any]]] = deque()
+        end = weakref.finalize(pending, pool.shutdown, cancel_futures=True)  # at exit, before modules lose their names
 
         def result() -> tuple[int, Any]:
             position, future = pending.popleft()
@@ -261,7 +264,7 @@ class Loader:
             while pending:
                 yield result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            end()
 
     def _expect(self, plan: Planned) -> None:
         """Ask the kernel for what will be read, if the disk is being read from."""

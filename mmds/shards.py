@@ -211,7 +211,11 @@ class Shards:
                 yield start + row
 
     def ask(self, positions: Sequence[int], rows: NdArray) -> None:
-        """Ask the kernel to read `rows` of the fields at `positions`. Does not wait for it."""
+        """Ask the kernel to read `rows` of the fields at `positions`. Does not wait for it, nor for a download."""
+        if self.downloads is not None and self.manifest is not None:
+            entries = self.manifest.shards
+            if not all(self.downloads.has(entries[number]) for number in self.numbers(rows)):
+                return  # what has just come is in memory
         for file, _, inside in self.split(rows):
             file.ask(positions, inside)
 

@@ -98,8 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.delay)
         with path.open("rb") as file:
             data = os.pread(file.fileno(), stop - start, start)
-        if self.server.cut is not None and len(data) > self.server.cut:
-            self.wfile.write(data[: self.server.cut])
+        cut = self.server.cut  # which may change at any moment
+        if cut is not None and len(data) > cut:
+            self.wfile.write(data[:cut])
             self.wfile.flush()
             self.server.after_cut()
             self.connection.shutdown(socket.SHUT_RDWR)

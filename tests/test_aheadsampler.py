@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 import mmds
@@ -41,6 +43,9 @@ def test_indices_and_length_are_those_of_the_sampler(dataset: mmds.MemoryMappedD
         ahead = mmds.ahead(dataset, sampler)
         assert len(ahead) == len(sampler)
         assert list(ahead) == list(sampler) == list(ahead)
+    some: tuple[Any, ...] = (range(40), np.arange(40), torch.arange(40), [])
+    for numbers in some:
+        assert list(mmds.ahead(dataset, numbers)) == list(numbers)
 
 
 def test_epoch_and_state_are_those_of_the_sampler(dataset: mmds.MemoryMappedDataset) -> None:
