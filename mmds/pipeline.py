@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
@@ -17,29 +17,36 @@ from typing import Any
 
 from mmds.batchcopy import BATCH_BYTES, copy_rows
 from mmds.conversion import Conversion, Output, Progress, RemoteOutput, Run
-from mmds.converters import FORMATS, Ignored, Item, Source, sources
-from mmds.converters.stores import find_store
+from mmds.converters import Ignored
 from mmds.errors import OptionError, SourceError, printable
-from mmds.manifest import NAME as MANIFEST
-from mmds.objects import Indexed, Iterated, Opened, Stored, as_source, is_stream
-from mmds.opening import matches
+from mmds.objects import Iterated, Opened, Stored
 from mmds.opening import open as open_reader
 from mmds.ordered import DONE, in_order
+from mmds.origin import (
+    AnySource,
+    all_ignored,
+    as_reader,
+    as_sources,
+    ignored_in_words,
+    items_of,
+    left_out,
+    length_of,
+    narrow,
+    opener_of,
+    shown_as,
+)
 from mmds.planned import Content, Manner, write_units
 from mmds.reader import Reader
 from mmds.remote import is_url
 from mmds.schema import Schema
 from mmds.sharded import ShardedWriter
 from mmds.staging import Staging
-from mmds.store import Store
 from mmds.target import AnyWriter, Target
 from mmds.unitjob import append as append_sample
 from mmds.units import Units, complete
-from mmds.work import Function, Select, Steps, Work, function, named, own, renamed
+from mmds.work import Function, Steps, Work, function, named, renamed
 
 ON_ERROR = ("raise", "skip", "quarantine")
-
-AnySource = Source | Iterated | Indexed
 
 
 def convert(
@@ -130,7 +137,7 @@ def convert(
         world_size,
     )
     conversion: dict[str, Any] = {
-        "source": _shown(source),
+        "source": shown_as(source),
         "source_format": source_format,
         "options": {name: repr(value) for name, value in sorted(options.items())},
         "fields": repr(fields),
@@ -138,12 +145,12 @@ def convert(
         "steps": steps.to_json(),
         "limit": limit,
     }
-    reader = None if steps else _reader(source, source_format, fields, rename, options)
+    reader = None if steps else as_reader(source, source_format, fields, rename, options)
     if reader is not None:
         if output_fields is not None:
             raise OptionError("output_fields= are the kinds of what functions return; fields= selects")
         if target.by_units:
-            opens = _opens(source, source_format)
+            opens = opener_of(source, source_format)
             assert opens is not None
             opened = Opened(opens, renamed(fields, rename or {}, opens().fields))
             details = {**conversion, "items": len(reader), "content": reader.content_id}
@@ -156,31 +163,31 @@ def convert(
                 target,
                 1,
                 _manner(conversion["source"], target, num_workers, limit, on_error),
-                _left_out(reader),
+                left_out(reader),
             )
         return _copy(reader, target, conversion, limit, on_error, progress)
-    found = _sources(source, source_format, fields, rename, options)
+    found = as_sources(source, source_format, fields, rename, options)
     tasks = num_workers  # of Ray, which has CPUs of its own, and sends objects anywhere
     if num_workers is None:
         is_object = not isinstance(source, (str, os.PathLike)) or any(
             callable(each) for each in (filter, map, batch_map)
         )
         num_workers = 1 if is_object else len(os.sched_getaffinity(0))
-    total = _total([_length(each) for each in found], limit)
+    total = _total([length_of(each) for each in found], limit)
     batch = steps.batch_size if steps.batch_map else 1
-    lengths = [_total([_length(each)], limit) for each in found]
+    lengths = [_total([length_of(each)], limit) for each in found]
     mine = _total([target.share(length, batch) for length in lengths], None)
     run = Run(conversion["source"], on_error, progress, mine, target.kept)
     for each in found:
         for name, reason in each.problems:
             run.fail(name, reason)
     if total == 0 and limit != 0 and output_fields is None and not isinstance(found[0], Stored):
-        raise SourceError(f"{run.shown}: no samples found{run.first_failure}{_shown_ignored(found)}")
+        raise SourceError(f"{run.shown}: no samples found{run.first_failure}{ignored_in_words(found)}")
     contents: list[Content] = []
     for each in found if target.by_units else ():
-        select, narrowed = _narrowed(each, fields, rename)
+        select, narrowed = narrow(each, fields, rename)
         given = _output_fields(named(output_fields), narrowed, steps)
-        details = {**conversion, "output_fields": repr(given), "split": each.split, "items": _length(each)}
+        details = {**conversion, "output_fields": repr(given), "split": each.split, "items": length_of(each)}
         if isinstance(each, Stored):
             details["content"] = each.content_id
         contents.append(
@@ -188,12 +195,12 @@ def convert(
                 split=each.split,
                 metadata=each.metadata,
                 details=details,
-                length=_length(each),
+                length=length_of(each),
                 fields=None if given is None else Schema(given),
                 like=narrowed,
                 cpu_bound=each.cpu_bound,
                 work=Work(each.load, select, steps),
-                items=partial(_items, each, several=True),
+                items=partial(items_of, each, several=True),
                 is_stream=isinstance(each, Iterated),
                 problems=each.problems,
             )
@@ -201,13 +208,13 @@ def convert(
     if contents:
         number = num_workers if engine == "local" else tasks
         manner = _manner(conversion["source"], target, number, limit, on_error)
-        return _by_units(run, contents, target, batch, manner, _ignored(found))
+        return _by_units(run, contents, target, batch, manner, all_ignored(found))
     with ExitStack() as stack:  # all are opened first and published last
         outputs: list[tuple[AnySource, Work, AnyWriter]] = []
         for each in found:
-            select, narrowed = _narrowed(each, fields, rename)
+            select, narrowed = narrow(each, fields, rename)
             given = _output_fields(named(output_fields), narrowed, steps)
-            details = {**conversion, "output_fields": repr(given), "split": each.split, "items": _length(each)}
+            details = {**conversion, "output_fields": repr(given), "split": each.split, "items": length_of(each)}
             writer = target.writer(each.split, given, each.metadata, details)
             stack.enter_context(writer)
             writer.like = narrowed
@@ -220,12 +227,7 @@ def convert(
         is_complete = all(isinstance(writer, ShardedWriter) and writer.is_complete for _, _, writer in outputs)
         report = None if is_complete else run.end(target.path, total_written)  # what an earlier run has listed stays
     written = tuple(_output(target, each.split, len(writer)) for each, _, writer in outputs)
-    return Conversion(written, run.shown_errors, _ignored(found), report)
-
-
-def _shown(source: Any) -> str:
-    """Return what to call a source."""
-    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
+    return Conversion(written, run.shown_errors, all_ignored(found), report)
 
 
 def _output_fields(wanted: Any, narrowed: Schema | None, steps: Steps) -> Any:
@@ -237,87 +239,14 @@ def _output_fields(wanted: Any, narrowed: Schema | None, steps: Steps) -> Any:
     return wanted(None if narrowed is None else narrowed.structure)
 
 
-def _narrowed(source: AnySource, fields: Any, rename: Mapping[str, str] | None) -> tuple[Select | None, Schema | None]:
-    """Return what narrows the samples of a source to `fields`, and the fields that they have then, if these are known."""
-    stored = source.fields
-    if stored is not None and not isinstance(stored, Schema):
-        stored = Schema(stored)
-    if isinstance(source, Stored) or (fields is None and not rename):
-        return None, stored
-    select = Select(fields, stored, tuple((rename or {}).items()))
-    return select, None if stored is None else select.narrow(stored)[0]
-
-
-def _reader(
-    source: Any, format: str | None, fields: Any, rename: Mapping[str, str] | None, options: Mapping[str, Any]
-) -> Reader | None:
-    """Return a reader of `source` if it is a dataset in a store; None if its samples have to be got one by one."""
-    opens = _opens(source, format)
-    if opens is None:
-        return None
-    reader = opens()
-    _refuse(options)
-    wanted = renamed(fields, rename or {}, reader.fields)
-    return reader if wanted is None else reader.select(wanted)
-
-
-def _sources(
-    source: Any, format: str | None, fields: Any, rename: Mapping[str, str] | None, options: Mapping[str, Any]
-) -> list[AnySource]:
-    """Return sources whose samples come one by one."""
-    opens = _opens(source, format)
-    if opens is None and isinstance(source, (str, os.PathLike)):
-        return list(sources(source, format, **options))
-    _refuse(options)
-    return [as_source(source) if opens is None else Stored(opens, renamed(fields, rename or {}, opens().fields))]
-
-
-def _opens(source: Any, format: str | None) -> Callable[[], Reader] | None:
-    """Return what opens `source`, in any process that has it, if it is a dataset in a store."""
-    if isinstance(source, Reader):
-        return partial(_itself, source)
-    if isinstance(source, (str, os.PathLike)):
-        if not _is_store(source, format):
-            return None
-        path = os.fspath(source)  # a worker may be in another folder
-        return partial(open_reader, path if is_url(path) else os.path.abspath(path), format=format)  # noqa: PTH100 (patterns)
-    is_hugging_face = type(source).__module__.partition(".")[0] == "datasets" and not is_stream(source)
-    return partial(_open_hugging_face, source) if is_hugging_face else None
-
-
-def _itself(reader: Reader) -> Reader:
-    return reader
-
-
-def _open_hugging_face(dataset: Any) -> Reader:
-    store: Store = importlib.import_module("mmds.converters.huggingface").as_store(dataset)
-    return Reader(store, range(store.n))
-
-
-def _refuse(options: Mapping[str, Any]) -> None:
-    if options:
-        raise OptionError(f"this source has no option {printable(', '.join(options))}")
-
-
-def _is_store(path: str | os.PathLike[str], format: str | None) -> bool:
-    if is_url(path):  # of object storage, datasets are read, and nothing else
-        return True
-    if format is not None:
-        return format not in FORMATS
-    path = Path(path)
-    if path.is_file():  # what nothing claims is taken for an .mmds file, whose errors say what it is not
-        return find_store(path) is not None or not any(each.recognise(path) for each in FORMATS.values())
-    return (path / MANIFEST).exists() or path.suffix == ".mmds" or find_store(path) is not None or bool(matches(path))
-
-
 def _write(run: Run, source: AnySource, work: Work, writer: AnyWriter, num_workers: int, limit: int | None) -> None:
     """Write all that `source` gives."""
     sharded = writer if isinstance(writer, ShardedWriter) else None
-    first, skip = _resumed(run, sharded, _total([_length(source)], limit))
+    first, skip = _resumed(run, sharded, _total([length_of(source)], limit))
     if sharded is not None and sharded.is_complete:
         return
     prefix = source.split and f"{source.split}/"
-    items = islice(_items(source, num_workers > 1 or work.batch_size > 1), first, limit)
+    items = islice(items_of(source, num_workers > 1 or work.batch_size > 1), first, limit)
     processes = source.cpu_bound or not work.is_plain
     current = end = first
     outputs = 0  # of item `current`
@@ -339,14 +268,6 @@ def _write(run: Run, source: AnySource, work: Work, writer: AnyWriter, num_worke
                 sharded.mark(number, outputs)
     if sharded is not None:
         sharded.end(end)
-
-
-def _items(source: AnySource, several: bool) -> Iterator[Item]:
-    """Return the items of a source; `several` of them may be taken before the first is used."""
-    items = source.items()
-    if several and isinstance(source, Iterated):
-        return ((name, own(sample)) for name, sample in items)  # they may be one array, filled again and again
-    return items
 
 
 def _manner(source: str, target: Target, num_workers: int | None, limit: int | None, on_error: str) -> Manner:
@@ -448,24 +369,7 @@ def _copy(
         if sharded is not None:
             sharded.end(len(reader))
         report = run.end(target.path, len(writer))
-    return Conversion((_output(target, "", len(writer)),), run.shown_errors, _left_out(reader), report)
-
-
-def _left_out(reader: Reader) -> dict[str, Ignored]:
-    """Return what of a foreign store is no field."""
-    left_out: Mapping[str, str] = getattr(reader.store, "left_out", {})
-    ignored: dict[str, Ignored] = {}
-    for name, reason in left_out.items():
-        ignored.setdefault(f"array that is no field ({reason})", Ignored()).add(name)
-    return ignored
-
-
-def _length(source: AnySource) -> int | None:
-    """Return how many items a source has, None if it does not know."""
-    try:
-        return len(source)
-    except (TypeError, NotImplementedError):
-        return None
+    return Conversion((_output(target, "", len(writer)),), run.shown_errors, left_out(reader), report)
 
 
 def _total(lengths: list[int | None], limit: int | None) -> int | None:
@@ -473,20 +377,3 @@ def _total(lengths: list[int | None], limit: int | None) -> int | None:
     if len(known) < len(lengths):
         return None
     return sum(length if limit is None else min(limit, length) for length in known)
-
-
-def _ignored(found: Sequence[AnySource]) -> dict[str, Ignored]:
-    """Return what the sources have ignored, added up."""
-    total: dict[str, Ignored] = {}
-    for source in found:
-        for reason, ignored in source.ignored.items():
-            total.setdefault(reason, Ignored()).merge(ignored)
-    return total
-
-
-def _shown_ignored(found: Sequence[AnySource]) -> str:
-    """Return in words what was ignored, as the end of a message."""
-    return "".join(
-        f"; {reason}: {ignored.count}, such as {', '.join(printable(each) for each in ignored.examples)}"
-        for reason, ignored in _ignored(found).items()
-    )
