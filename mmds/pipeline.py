@@ -225,7 +225,7 @@ def convert(
         if (total_written or not run.bad) and any(writer.fields is None for _, _, writer in outputs):
             raise SourceError(f"{run.shown}: no sample is left; an empty dataset needs output_fields=")
         is_complete = all(isinstance(writer, ShardedWriter) and writer.is_complete for _, _, writer in outputs)
-        report = None if is_complete else run.end(target.path, total_written)  # what an earlier run has listed stays
+        report = _end(run, target, total_written, is_complete)
     written = tuple(_output(target, each.split, len(writer)) for each, _, writer in outputs)
     return Conversion(written, run.shown_errors, all_ignored(found), report)
 
@@ -309,10 +309,8 @@ def _by_units(
             raise SourceError(
                 f"{run.shown}: no sample is left{which}{run.first_failure}; an empty dataset needs output_fields="
             )
-        report = None
-        if (target.rank is None or lacking) and not all(units.is_complete for units, _, _ in written):
-            report = run.end(target.path, total)  # raises, if no sample can be used
-        run.tell()
+        is_complete = all(units.is_complete for units, _, _ in written)
+        report = _end(run, target, total, is_complete or (target.rank is not None and not lacking))
         if target.rank is None:
             for units, staging, _ in written:
                 if not units.is_complete:
@@ -323,6 +321,14 @@ def _by_units(
         _output(target, content.split, samples) for content, (_, _, samples) in zip(contents, written, strict=True)
     ]
     return Conversion(tuple(outputs), run.shown_errors, ignored, report)
+
+
+def _end(run: Run, target: Target, written: int, elsewhere: bool) -> Path | str | None:
+    """Tell that all is done, and return where the list of bad samples is; if it is written `elsewhere`, it is left alone."""
+    if elsewhere:
+        run.tell()
+        return None
+    return run.end(target.path, written)
 
 
 def _output(target: Target, split: str, samples: int) -> Output | RemoteOutput:
@@ -368,7 +374,7 @@ def _copy(
                         break  # the batches of a shard do not depend on those before it
         if sharded is not None:
             sharded.end(len(reader))
-        report = run.end(target.path, len(writer))
+        report = _end(run, target, len(writer), sharded is not None and sharded.is_complete)
     return Conversion((_output(target, "", len(writer)),), run.shown_errors, left_out(reader), report)
 
 

@@ -11,6 +11,7 @@ from benchmarks import keys, pipeline
 from tests.test_benchmarks import run
 
 
+@pytest.mark.stress
 def test_pipeline() -> None:
     done = run("pipeline", "--count", 30, "--rounds", 1, "--json")
     assert done.returncode == 0 and done.stderr == "", done.stderr

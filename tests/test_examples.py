@@ -198,6 +198,7 @@ def in_the_middle(name: str, folder: Path) -> bool:
         return False
 
 
+@pytest.mark.stress
 def test_training_on_two_ranks(files: Path, tmp_path: Path) -> None:
     found = losses(trained("ddp", files, tmp_path, epochs=3))
     assert found.keys() == {0, 1, 2}

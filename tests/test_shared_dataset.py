@@ -112,7 +112,7 @@ def test_workers_of_a_dataloader_read_together(slow: Slow, name: str, method: st
     shared.close()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.stress)])
 def test_what_workers_read_outlives_them(slow: Slow, name: str, method: str) -> None:
     shared = SharedDataset(slow, name)
     for _ in range(2):  # with new workers each time

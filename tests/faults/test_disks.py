@@ -189,7 +189,7 @@ def test_06_a_conversion_goes_on_when_there_is_room_again(small: Disk, source: P
 
 
 @pytest.mark.fault(6)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["new", *(pytest.param(way, marks=pytest.mark.stress) for way in WAYS if way != "new")])
 def test_06_a_disk_that_can_hold_no_more_files(tmp_path: Path, source: Path, cases: Cases, way: str) -> None:
     """Blocks are left, inodes are not: creating a file or a folder fails, each one in turn."""
     with disk(tmp_path, megabytes=16, inodes=64) as small:

@@ -142,6 +142,7 @@ def descriptors(number: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.stress
 @pytest.mark.fault(20)
 def test_20_five_thousand_shards_with_256_descriptors(tmp_path: Path, cases: Cases) -> None:
     folder = many_shards(tmp_path / "many", 5000)

@@ -111,7 +111,7 @@ def test_18_without_verify_read_it_is_a_signal_as_the_documentation_says(small: 
 
 
 @pytest.mark.fault(17)
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.stress)])
 def test_17_a_file_cut_short_in_the_middle_of_an_epoch(start: str, tmp_path: Path) -> None:
     dataset = mmds.MemoryMappedDataset(write(tmp_path / "a.mmds"), verify="read")
     loader = DataLoader(dataset, 4, num_workers=2, multiprocessing_context=start, prefetch_factor=1)
