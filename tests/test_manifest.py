@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mmds
 from mmds import canonical
 from mmds.errors import ExistsError, FormatError, StorageError, VersionError
 from mmds.manifest import (
@@ -23,6 +25,7 @@ from mmds.manifest import (
     publish_manifest,
     read_manifest,
 )
+from mmds.remote import Remote
 from tests.shard_folders import write_shards
 
 ID = "0123456789abcdef" * 2
@@ -249,3 +252,20 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     for path in ("00000.mmds", "columns/x.mmds"):
         with pytest.raises(FormatError, match="leads out of the folder, to "):
             open_listed(folder, Shard(path, 3, entry.bytes, entry.content_id))
+
+
+def test_a_folder_in_object_storage(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}/out.mmds"
+    mmds.convert([{"x": k} for k in range(20)], tmp_path / "a.mmds", shard_size=400)
+    mmds.upload(tmp_path / "a.mmds", url)
+    found, local = read_manifest(url), read_manifest(tmp_path / "a.mmds")
+    assert found == local and len(found.shards) > 1
+    assert open_listed(url, found.shards[1]).content_id == found.shards[1].content_id
+    with pytest.raises(FormatError, match=r"out\.mmds/00000\.mmds: not the file that dataset\.json lists"):
+        open_listed(url, replace(found.shards[1], path="00000.mmds"))
+    Remote(url).child("00001.mmds").delete()
+    with pytest.raises(FormatError, match=r"out\.mmds/00001\.mmds: missing, but dataset\.json lists it"):
+        open_listed(url, found.shards[1])
+    Remote(url).child("dataset.json").replace(b"{}")
+    with pytest.raises(FormatError, match=r"out\.mmds/dataset\.json: not a manifest"):
+        read_manifest(url)

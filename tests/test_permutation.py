@@ -199,6 +199,7 @@ def test_a_slice_costs_the_same_at_any_size(n: int, monkeypatch: pytest.MonkeyPa
 # Randomness
 
 
+@pytest.mark.stress
 def test_all_permutations_of_five_are_equally_likely() -> None:
     counts = Counter(tuple(Permutation(5, seed)[:].tolist()) for seed in range(6000))
     assert abs(chi_square([counts[order] for order in itertools.permutations(range(5))], 119)) < CLOSE

@@ -58,6 +58,7 @@ def sample(i: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.stress
 def test_rows_come_back_in_order(cluster: RayCluster, tmp_path: Path) -> None:
     """Read, changed, written, as on one machine; nothing is left beside."""
     with mmds.Writer(tmp_path / "a.mmds", FIELDS, metadata={"a": 1}) as writer:
@@ -78,6 +79,7 @@ def test_rows_come_back_in_order(cluster: RayCluster, tmp_path: Path) -> None:
     assert_alike(list(reader), [{**sample(i), "picture": 255 - sample(i)["picture"]} for i in range(200)])
 
 
+@pytest.mark.stress
 def test_fields_of_the_first_row(cluster: RayCluster, tmp_path: Path) -> None:
     """For rows of numpy arrays, strings, lists and dicts; many of the tasks have none."""
 
@@ -99,6 +101,7 @@ def test_fields_of_the_first_row(cluster: RayCluster, tmp_path: Path) -> None:
     assert_alike(list(reader), want)
 
 
+@pytest.mark.stress
 def test_without_rows(cluster: RayCluster, tmp_path: Path) -> None:
     none = ray.data.range(4).map_batches(lambda batch: {"id": batch["id"][:0]})
     with pytest.raises(SchemaError, match="no samples and no fields"):
@@ -110,6 +113,7 @@ def test_without_rows(cluster: RayCluster, tmp_path: Path) -> None:
     assert empty.count() == 0 and empty.schema().names == ["id", "x"]
 
 
+@pytest.mark.stress
 def test_failures_leave_what_was_there(cluster: RayCluster, tmp_path: Path) -> None:
     path = write_fixed(tmp_path / "a.mmds", 6, (2, 2))
     before = path.read_bytes()
@@ -147,6 +151,7 @@ def raise_own(dataset: Any) -> None:
         dataset.take_all()
 
 
+@pytest.mark.stress
 def test_the_page(cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with mmds.Writer("photos.mmds", {"image": Array("uint8", (20, 30, 3)), "label": Label(("cat",))}) as writer:
@@ -160,7 +165,8 @@ def test_the_page(cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.stress)])
+@pytest.mark.stress
+@pytest.mark.parametrize("kills", [1, 10])
 def test_each_row_once_whatever_dies(cluster: RayCluster, tmp_path: Path, kills: int) -> None:
     """The same bytes as without kills, of workers and, from the fifth on, of a node."""
     count, blocks = (400, 8) if kills == 1 else (20_000, 100)

@@ -93,7 +93,7 @@ def test_each_sample_is_read_once(slow: Slow, name: str) -> None:
     assert_same(shared[0], 0)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.stress)])
 def test_workers_of_a_dataloader_read_together(slow: Slow, name: str, method: str) -> None:
     shared = SharedDataset(slow, name)
     shared[3]  # opened before workers are forked

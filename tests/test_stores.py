@@ -27,6 +27,7 @@ class TestZarr(StoreContract):
     suffix = ".zarr"
 
 
+@pytest.mark.stress
 class TestTileDB(StoreContract):
     format = "tiledb"
     suffix = ".tiledb"

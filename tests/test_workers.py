@@ -170,4 +170,5 @@ def test_nothing_is_left_open() -> None:
     outputs(Work(load, steps=Steps(map=steps.die_at_7)), 2)
     with closing(in_order(Work(load), ((n,) for n in range(1000)), num_workers=2, processes=True)) as results:
         next(results)
-    assert state() == before
+    after = state()
+    assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)  # other tests' may go

@@ -153,7 +153,14 @@ def until_it_fits(small: Disk, way: str, source: Path, step: int) -> list[str]:
 
 
 @pytest.mark.fault(6)
-@pytest.mark.parametrize("way", [*WAYS, *STORES])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "new",
+        "sharded",
+        *(pytest.param(way, marks=pytest.mark.stress) for way in [*WAYS, *STORES] if way not in ("new", "sharded")),
+    ],
+)
 def test_06_a_full_disk(small: Disk, source: Path, cases: Cases, way: str) -> None:
     prepare(small)
     failed = until_it_fits(small, way, source, (4 if way == "column" else 64) * 2**10)
